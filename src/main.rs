@@ -1,0 +1,3 @@
+//! The `wrapdisk` command.
+
+fn main() {}

@@ -1,0 +1,271 @@
+//! Memory for secrets: its own pages, locked against swap where the limit allows, left out of core dumps,
+//! wiped when dropped. [`Secret`] is a key of fixed length, [`SecretBytes`] anything else (a passphrase, a PEM file,
+//! the block cache's plaintext).
+//!
+//! Must never see: anything else of the crate but errors. No `Clone`, no `PartialEq`, no `Serialize`; `Debug` is redacted.
+//! One of the few modules with `unsafe`: the mapping itself.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Cleared when a lock was refused (RLIMIT_MEMLOCK): `status` then says that secrets may reach swap.
+static ALL_LOCKED: AtomicBool = AtomicBool::new(true);
+
+/// False once the kernel refused to lock any secret memory of this process.
+#[must_use]
+pub fn all_locked() -> bool {
+    ALL_LOCKED.load(Ordering::Relaxed)
+}
+
+/// Bytes in pages of their own. Zero when made, wiped when dropped.
+pub struct SecretBytes {
+    // Invariant: a private anonymous mapping of `mapped` bytes, of which the first `len` are ours to hand out.
+    ptr: NonNull<u8>,
+    len: usize,
+    mapped: usize,
+}
+
+// SAFETY: the mapping is owned by this value alone and reached only through `&self` / `&mut self`.
+unsafe impl Send for SecretBytes {}
+// SAFETY: as above; `&self` gives `&[u8]` only.
+unsafe impl Sync for SecretBytes {}
+
+impl SecretBytes {
+    /// `len` zero bytes.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        let page = page_size();
+        let mapped = len
+            .max(1)
+            .checked_next_multiple_of(page)
+            .and_then(NonZeroUsize::new)
+            .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "secret memory: length overflows"))?;
+        // SAFETY: a fresh private anonymous mapping; no existing memory is touched.
+        let ptr = unsafe {
+            mmap_anonymous(None, mapped, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+        }
+        .map_err(|e| Error::io("map secret memory", e.into()))?;
+        // SAFETY: `ptr..ptr+mapped` is the mapping made above. Neither call changes its content.
+        unsafe {
+            if mlock(ptr, mapped.get()).is_err() {
+                ALL_LOCKED.store(false, Ordering::Relaxed);
+            }
+            // Since Linux 3.4; where it fails, PR_SET_DUMPABLE and the core limit still hold.
+            let _ = madvise(ptr, mapped.get(), MmapAdvise::MADV_DONTDUMP);
+        }
+        Ok(Self { ptr: ptr.cast(), len, mapped: mapped.get() })
+    }
+
+    /// Moves `bytes` here and wipes the source.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn take(bytes: &mut [u8]) -> Result<Self> {
+        let mut secret = Self::zeroed(bytes.len())?;
+        secret.expose_mut().copy_from_slice(bytes);
+        bytes.zeroize();
+        Ok(secret)
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes. Do not copy them into memory that is not a secret's.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        // SAFETY: the mapping lives as long as `self`, `len <= mapped`, and was zero-initialised by the kernel.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to be filled in place.
+    #[must_use]
+    pub fn expose_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `expose`, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// Shortens it; what is cut off is wiped.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len {
+            self.expose_mut()[len..].zeroize();
+            self.len = len;
+        }
+    }
+}
+
+impl Drop for SecretBytes {
+    fn drop(&mut self) {
+        self.expose_mut().zeroize();
+        // SAFETY: this is the mapping made in `zeroed`, and nobody can hold a reference into it any more.
+        let unmapped = unsafe { munmap(self.ptr.cast(), self.mapped) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretBytes({} bytes)", self.len)
+    }
+}
+
+/// A secret of exactly `N` bytes.
+pub struct Secret<const N: usize>(SecretBytes);
+
+impl<const N: usize> Secret<N> {
+    /// Filled in place, so that no stray copy exists.
+    ///
+    /// # Errors
+    /// No memory, or what `fill` says.
+    pub fn try_from_fn(fill: impl FnOnce(&mut [u8; N]) -> Result<()>) -> Result<Self> {
+        let mut secret = Self(SecretBytes::zeroed(N)?);
+        fill(secret.expose_mut())?;
+        Ok(secret)
+    }
+
+    /// From the operating system's generator.
+    ///
+    /// # Errors
+    /// No memory, or no generator.
+    pub fn random() -> Result<Self> {
+        Self::try_from_fn(|bytes| random(bytes))
+    }
+
+    /// Moves `bytes` here and wipes the source; `None` when it has another length (it is wiped all the same).
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn take(bytes: &mut [u8]) -> Result<Option<Self>> {
+        let right = bytes.len() == N;
+        let secret = SecretBytes::take(bytes)?;
+        Ok(right.then_some(Self(secret)))
+    }
+
+    /// The bytes. Do not copy them into memory that is not a secret's.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; N] {
+        self.0.expose().first_chunk().expect("a Secret<N> has N bytes by construction")
+    }
+
+    /// The bytes, to be filled in place.
+    #[must_use]
+    pub fn expose_mut(&mut self) -> &mut [u8; N] {
+        self.0.expose_mut().first_chunk_mut().expect("a Secret<N> has N bytes by construction")
+    }
+
+    /// Equality in constant time.
+    #[must_use]
+    pub fn ct_eq(&self, other: &Self) -> bool {
+        self.expose().ct_eq(other.expose()).into()
+    }
+}
+
+impl<const N: usize> fmt::Debug for Secret<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({N} bytes)")
+    }
+}
+
+/// Fills `bytes` from the operating system's generator.
+///
+/// # Errors
+/// The system has none.
+pub fn random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes)
+        .map_err(|e| Error::new(ErrorKind::Other, "random generator").caused_by(e.to_string()))
+}
+
+/// Keeps this process's memory from other processes of the same user and out of core dumps.
+///
+/// # Errors
+/// The kernel refuses, which it does not.
+pub fn harden_process() -> Result<()> {
+    let failed = |e: nix::Error| Error::io("protect the process from core dumps", e.into());
+    nix::sys::prctl::set_dumpable(false).map_err(failed)?;
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).map_err(failed)
+}
+
+/// Best effort for key schedules that a C library allocates: their pages are locked and left out of dumps.
+/// The lock is never undone, because a neighbour on the page may need it.
+pub fn guard_foreign(ptr: NonNull<u8>, len: usize) {
+    let page = page_size();
+    let start = ptr.as_ptr() as usize / page * page;
+    let end = (ptr.as_ptr() as usize + len).next_multiple_of(page);
+    let Some(base) = NonNull::new(start as *mut std::ffi::c_void) else { return };
+    // SAFETY: both calls work on whole pages that hold the caller's live allocation and change no content.
+    unsafe {
+        if mlock(base, end - start).is_err() {
+            ALL_LOCKED.store(false, Ordering::Relaxed);
+        }
+        let _ = madvise(base, end - start, MmapAdvise::MADV_DONTDUMP);
+    }
+}
+
+fn page_size() -> usize {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_byte() {
+        let s = Secret::<64>::random().unwrap();
+        assert_eq!(format!("{s:?}"), "Secret(64 bytes)");
+        assert_eq!(format!("{:?}", SecretBytes::zeroed(9).unwrap()), "SecretBytes(9 bytes)");
+    }
+
+    #[test]
+    fn take_wipes_the_source_whether_it_fits_or_not() {
+        let mut right = [7u8; 32];
+        let mut wrong = [7u8; 33];
+        assert_eq!(Secret::<32>::take(&mut right).unwrap().unwrap().expose(), &[7; 32]);
+        assert!(Secret::<32>::take(&mut wrong).unwrap().is_none());
+        assert_eq!((right, wrong), ([0; 32], [0; 33]));
+    }
+
+    #[test]
+    fn the_pages_are_marked_in_the_kernels_books() {
+        let s = Secret::<64>::random().unwrap();
+        let at = s.expose().as_ptr() as usize;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut ours = false;
+        let mut flags = None;
+        for line in smaps.lines() {
+            if let Some((range, _)) = line.split_once(' ')
+                && let Some((a, b)) = range.split_once('-')
+                && let (Ok(a), Ok(b)) = (usize::from_str_radix(a, 16), usize::from_str_radix(b, 16))
+            {
+                ours = a <= at && at < b;
+            } else if ours && line.starts_with("VmFlags:") {
+                flags = Some(line.to_owned());
+            }
+        }
+        let flags = flags.expect("the mapping is listed");
+        assert!(flags.contains(" dd"), "not excluded from dumps: {flags}");
+        assert!(!all_locked() || flags.contains(" lo"), "not locked: {flags}");
+    }
+}

@@ -1,0 +1,1 @@
+//! Disk encryption sets and the registry of containers, in `sets.db`. (stub: completed by its owner)
