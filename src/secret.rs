@@ -10,7 +10,7 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
@@ -57,9 +57,7 @@ impl SecretBytes {
         .map_err(|e| Error::io("map secret memory", e.into()))?;
         // SAFETY: `ptr..ptr+mapped` is the mapping made above. Neither call changes its content.
         unsafe {
-            if mlock(ptr, mapped.get()).is_err() {
-                ALL_LOCKED.store(false, Ordering::Relaxed);
-            }
+            lock_pages(ptr, mapped.get());
             // Since Linux 3.4; where it fails, PR_SET_DUMPABLE and the core limit still hold.
             let _ = madvise(ptr, mapped.get(), MmapAdvise::MADV_DONTDUMP);
         }
@@ -212,10 +210,19 @@ pub fn guard_foreign(ptr: NonNull<u8>, len: usize) {
     let Some(base) = NonNull::new(start as *mut std::ffi::c_void) else { return };
     // SAFETY: both calls work on whole pages that hold the caller's live allocation and change no content.
     unsafe {
-        if mlock(base, end - start).is_err() {
-            ALL_LOCKED.store(false, Ordering::Relaxed);
-        }
+        lock_pages(base, end - start);
         let _ = madvise(base, end - start, MmapAdvise::MADV_DONTDUMP);
+    }
+}
+
+/// Locks pages as they are first touched (MLOCK_ONFAULT), so that a large cache costs nothing until it is used.
+///
+/// # Safety
+/// `base..base + len` must be mapped.
+unsafe fn lock_pages(base: NonNull<std::ffi::c_void>, len: usize) {
+    // SAFETY: by the contract above; locking changes no content.
+    if unsafe { libc::mlock2(base.as_ptr(), len, libc::MLOCK_ONFAULT) } != 0 {
+        ALL_LOCKED.store(false, Ordering::Relaxed);
     }
 }
 
