@@ -1,0 +1,10 @@
+//! A disk image presented as a file through FUSE: the adapter (no logic), the session around it, and the mountpoint.
+//!
+//! Must never see: keys, vaults, headers, the cache. It serves whatever implements [`Image`](crate::disk::Image).
+
+mod adapter;
+pub mod mountpoint;
+mod session;
+
+pub use adapter::{Layout, Presented};
+pub use session::{MountConfig, Session, Stopper};
