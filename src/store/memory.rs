@@ -45,6 +45,9 @@ impl BackingStore for MemoryStore {
     }
 
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         let bytes = self.bytes.read().expect("no panic under this lock");
         match bytes.get(range(offset, buf.len())?) {
             Some(from) => {
@@ -56,6 +59,10 @@ impl BackingStore for MemoryStore {
     }
 
     fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+        // As pwrite does: nothing written, nothing grown.
+        if data.is_empty() {
+            return Ok(());
+        }
         let range = range(offset, data.len())?;
         let mut bytes = self.bytes.write().expect("no panic under this lock");
         if bytes.len() < range.end {
@@ -78,8 +85,10 @@ impl BackingStore for MemoryStore {
     fn punch(&self, extent: Extent) -> Result<()> {
         let mut bytes = self.bytes.write().expect("no panic under this lock");
         let extent = extent.clamp_to(ByteLen::of(&bytes));
-        let len = extent.len().to_usize().unwrap_or(0);
-        bytes[range(extent.start(), len)?].fill(0);
+        if !extent.is_empty() {
+            let len = extent.len().to_usize().unwrap_or(0);
+            bytes[range(extent.start(), len)?].fill(0);
+        }
         Ok(())
     }
 
