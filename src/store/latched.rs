@@ -1,19 +1,68 @@
-//! Failures that must not be forgotten. (stub: completed by its owner)
+//! Failures that must not be forgotten (RULINGS 16).
+//!
+//! The kernel reports a failed write-back once and then calls the page clean: a second fsync would say yes to data that
+//! is gone. So the first failure of a mount is kept, and every later `sync` fails until the store is opened anew.
+//!
+//! Must never see: more of the store than the trait.
+//!
+//! Invariants:
+//! 1. Once latched, always latched, and no `sync` returns `Ok`.
+//! 2. Running out of space, a read-only store and a malformed request never latch: nothing that was acknowledged is lost.
+//! 3. Reads and writes are still tried.
+
+use std::sync::OnceLock;
 
 use super::BackingStore;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
-/// Once a write or sync failed with anything but `NoSpace`, every later `sync` fails (RULINGS 16).
+/// Once a change or sync failed with anything but `NoSpace`, `ReadOnly` or `InvalidInput`, every later `sync` fails.
 #[derive(Debug)]
 pub struct LatchedStore<S> {
     inner: S,
+    first_failure: OnceLock<String>,
 }
 
 impl<S: BackingStore> LatchedStore<S> {
     /// Not latched yet.
     pub fn new(inner: S) -> Self {
-        Self { inner }
+        Self { inner, first_failure: OnceLock::new() }
+    }
+
+    /// The store below.
+    pub fn inner(&self) -> &S {
+        &self.inner
+    }
+
+    /// The first failure, in words; `None` while all is well.
+    #[must_use]
+    pub fn latched(&self) -> Option<String> {
+        self.first_failure.get().cloned()
+    }
+
+    fn refusal(&self) -> Option<Error> {
+        let first = self.first_failure.get()?;
+        Some(
+            Error::new(ErrorKind::Io, "an earlier write failed; unmount and check the disk")
+                .hint("after the unmount, check the backing file system and the kernel log, then mount again")
+                .caused_by(first.as_str()),
+        )
+    }
+
+    fn note<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|e| match e.kind() {
+            ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::InvalidInput => {}
+            // Of failures of several threads at once, one is first; which one does not matter.
+            _ => drop(self.first_failure.set(e.chain())),
+        })
+    }
+
+    /// As [`LatchedStore::note`], for calls that a store may refuse by its nature (the caller then does without).
+    fn note_unless_unsupported<T>(&self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(e) if e.kind() == ErrorKind::Unsupported => Err(e),
+            other => self.note(other),
+        }
     }
 }
 
@@ -21,27 +70,42 @@ impl<S: BackingStore> BackingStore for LatchedStore<S> {
     fn len(&self) -> Result<ByteLen> {
         self.inner.len()
     }
+
     fn read_at(&self, offset: ByteOffset, buf: &mut [u8]) -> Result<()> {
         self.inner.read_at(offset, buf)
     }
+
     fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
-        self.inner.write_at(offset, data)
+        self.note(self.inner.write_at(offset, data))
     }
+
     fn sync(&self) -> Result<()> {
-        self.inner.sync()
+        let before = self.refusal();
+        // Tried even when latched: what can still be saved is.
+        let now = self.note(self.inner.sync());
+        match before {
+            Some(refusal) => Err(refusal),
+            // Looked at once more: a write may have failed on another thread meanwhile.
+            None => now.and_then(|()| self.refusal().map_or(Ok(()), Err)),
+        }
     }
+
     fn set_len(&self, len: ByteLen) -> Result<()> {
-        self.inner.set_len(len)
+        self.note_unless_unsupported(self.inner.set_len(len))
     }
+
     fn punch(&self, extent: Extent) -> Result<()> {
-        self.inner.punch(extent)
+        self.note_unless_unsupported(self.inner.punch(extent))
     }
+
     fn seek_data(&self, from: ByteOffset) -> Result<Option<ByteOffset>> {
         self.inner.seek_data(from)
     }
+
     fn seek_hole(&self, from: ByteOffset) -> Result<ByteOffset> {
         self.inner.seek_hole(from)
     }
+
     fn allocated(&self) -> Result<ByteLen> {
         self.inner.allocated()
     }
