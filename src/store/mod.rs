@@ -17,12 +17,14 @@ mod file;
 mod latched;
 mod memory;
 
-pub use faulty::{Fault, FaultPlan, FaultyStore};
+#[doc(hidden)]
+pub use faulty::{Fault, FaultPlan, FaultyStore, Op, Stop};
 pub use file::{Access, FileStore, StoreId};
 pub use latched::LatchedStore;
 pub use memory::MemoryStore;
 
 /// A flat run of bytes that can be read, written, synced and punched.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks whether a store is empty")]
 pub trait BackingStore: Send + Sync + std::fmt::Debug {
     /// The length now.
     ///
