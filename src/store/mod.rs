@@ -12,15 +12,19 @@
 use crate::error::Result;
 use crate::units::{ByteLen, ByteOffset, Extent};
 
+mod device;
 mod faulty;
 mod file;
 mod latched;
+mod lock;
 mod memory;
+mod signature;
 
 #[doc(hidden)]
 pub use faulty::{Fault, FaultPlan, FaultyStore, Op, Stop};
-pub use file::{Access, FileStore, StoreId};
+pub use file::{Access, FileStore, StoreId, sync_parent_dir};
 pub use latched::LatchedStore;
+pub use lock::HeaderLock;
 pub use memory::MemoryStore;
 
 /// A flat run of bytes that can be read, written, synced and punched.
