@@ -80,7 +80,7 @@ pub enum VaultError {
     Corrupt(String),
     /// Administration: conflict, bad parameter, no such key.
     Rejected {
-        /// A stable word: `Conflict`, `BadParameter`, `KeyNotFound`.
+        /// A stable word: `Conflict`, `BadParameter`, `KeyNotFound`, `WrongVault`.
         code: &'static str,
         /// For people.
         message: String,
@@ -137,7 +137,10 @@ impl std::error::Error for VaultError {}
 impl From<VaultError> for Error {
     fn from(e: VaultError) -> Self {
         let kind = match &e {
-            VaultError::Denied(..) | VaultError::Auth(_) => ErrorKind::Denied,
+            // A key in another vault is a matter of policy (ON-DISK section 8, row 10), not of a typing error.
+            VaultError::Denied(..)
+            | VaultError::Auth(_)
+            | VaultError::Rejected { code: "WrongVault", .. } => ErrorKind::Denied,
             VaultError::Transient { .. } => ErrorKind::Unreachable,
             VaultError::Corrupt(_) => ErrorKind::Damaged,
             VaultError::Rejected { code: "Conflict", .. } => ErrorKind::Exists,

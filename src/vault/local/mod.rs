@@ -1,1 +1,404 @@
-//! The embedded vault: one SQLite file, private keys sealed under a root key. (stub: completed by its owner)
+//! The embedded vault: one SQLite file `vault.db`, private keys sealed under `root.key` beside it (KEY-VAULT section 2).
+//! No network: it is called in process, in the name of an identity, and the files' mode is the authentication.
+//!
+//! Must never see: stores, disks, containers, FUSE.
+//!
+//! Invariants:
+//! 1. One operation = one `BEGIN IMMEDIATE` transaction: read the rows, do it, append the audit record, commit, answer.
+//!    So two processes never interleave, and there is no answer without a record.
+//! 2. A plaintext private key exists only while one operation uses it, the root key likewise.
+//! 3. A refusal changes nothing but the audit.
+//!
+//! Several processes may have the same vault open. A connection must not be carried over a `fork`: open after it.
+//!
+//! Who holds `vault.db` and `root.key` holds every key in it (KEY-VAULT section 10).
+
+mod audit;
+mod authz;
+mod db;
+mod identities;
+mod import;
+mod keys;
+mod refusal;
+mod rsa;
+mod seal;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use uuid::Uuid;
+
+use self::authz::{Caller, Permission};
+use self::db::Db;
+use self::refusal::{Fail, Scene, from_sqlite, transient};
+use self::seal::{FIRST_GENERATION, Place, ROOT_KEY, RootKey};
+use super::{Call, VaultError};
+use crate::error::{Error, ErrorKind, Result};
+
+pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
+pub use self::authz::{IdentityKind, Role};
+pub use self::import::ImportedKey;
+pub use self::rsa::RsaBits;
+
+/// The embedded vault of one folder.
+pub struct LocalVault {
+    dir: PathBuf,
+    facts: Facts,
+    admin: Uuid,
+    db: Mutex<Db>,
+}
+
+/// What never changes about a vault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Facts {
+    id: Uuid,
+    name: String,
+    /// Of the root key.
+    generation: u32,
+}
+
+/// What of the vault the seal check is sealed for.
+const SEAL_CHECK: &str = "check";
+
+impl LocalVault {
+    /// Makes a vault: `dir` (0700), `root.key` and `vault.db` (0600).
+    ///
+    /// # Errors
+    /// `Exists`, `InvalidInput` (name), or the folder cannot be written.
+    pub fn init(dir: &Path, name: &str) -> Result<Self> {
+        if !crate::envelope::valid_name(name) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("vault name: found \"{}\", allowed 1 to 127 of [0-9A-Za-z-]", name.escape_debug()),
+            ));
+        }
+        let facts = Facts { id: Uuid::new_v4(), name: name.to_owned(), generation: FIRST_GENERATION };
+        db::create(dir, |conn, root| first_rows(conn, root, &facts))?;
+        Self::open(dir)
+    }
+
+    /// Opens a vault.
+    ///
+    /// # Errors
+    /// `NotFound`; `PermissionDenied` (root key readable by others); `Unsupported` (newer schema); `Damaged` (not a vault,
+    /// or not its root key); `Unreachable` (busy).
+    pub fn open(dir: &Path) -> Result<Self> {
+        // Absolute: a mount changes its working directory.
+        let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", e).at(dir))?;
+        let db = Db::open(&dir)?;
+        let root = RootKey::load(&dir.join(ROOT_KEY))?;
+        let (facts, check) = Facts::load(&db.conn).map_err(|e| db::sql(&e).at(&dir))?;
+        root.unseal(facts.check_place(), facts.generation, &check).map_err(|e| {
+            Error::new(ErrorKind::Damaged, "open the vault: root.key does not belong to vault.db")
+                .at(&dir)
+                .hint("restore the two files from the same backup")
+                .caused_by(e)
+        })?;
+        let admin = db
+            .conn
+            .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
+            .and_then(|oid| uuid_of(&oid))
+            .map_err(|e| db::sql(&e).at(&dir))?;
+        Ok(Self { dir, facts, admin, db: Mutex::new(db) })
+    }
+
+    /// Whether there is a vault in this folder.
+    #[must_use]
+    pub fn exists(dir: &Path) -> bool {
+        dir.join(db::DATABASE).exists()
+    }
+
+    /// Part of every kid: `https://ID.vault.localhost/keys/...`.
+    #[must_use]
+    pub const fn id(&self) -> Uuid {
+        self.facts.id
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    /// A call as the owner of the files, who may do everything.
+    #[must_use]
+    pub fn admin(&self, reason: &str) -> Call {
+        Call { identity: self.admin, correlation: Uuid::new_v4(), reason: reason.to_owned() }
+    }
+
+    /// A number that grows with every change to keys, grants and identities, and with nothing else (RULINGS 24).
+    /// Cheap, not audited.
+    ///
+    /// # Errors
+    /// `Transient`, `Corrupt`.
+    pub fn policy_generation(&self) -> std::result::Result<u64, VaultError> {
+        let db = self.current()?;
+        db.conn
+            .prepare_cached("SELECT policy_generation FROM vault")
+            .and_then(|mut q| q.query_row([], |row| row.get(0)))
+            .map_err(|e| from_sqlite(&e))
+    }
+
+    /// Audit records in order.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Damaged`.
+    pub fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRecord>> {
+        audit::list(&self.current()?.conn, filter).map_err(|e| db::sql(&e))
+    }
+
+    /// Recomputes the audit chain and checks its head.
+    ///
+    /// # Errors
+    /// `Damaged` names the first record that is not what it must be.
+    pub fn verify_audit(&self) -> Result<AuditHead> {
+        self.verify(None)
+    }
+
+    /// [`LocalVault::verify_audit`], and the chain must contain a head that was kept elsewhere: only this finds a chain
+    /// that was rewritten by somebody with the root key, or an older `vault.db` put back.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_audit_against(&self, kept: &AuditHead) -> Result<AuditHead> {
+        self.verify(Some(kept))
+    }
+
+    fn verify(&self, kept: Option<&AuditHead>) -> Result<AuditHead> {
+        let mut db = self.current()?;
+        let root = RootKey::load(&self.dir.join(ROOT_KEY))?;
+        // One snapshot: records and head belong together.
+        let tx = db.conn.transaction().map_err(|e| db::sql(&e))?;
+        audit::verify(&tx, &root, &self.facts.id, kept)
+    }
+
+    /// The connection, to the file that is there now.
+    fn current(&self) -> std::result::Result<MutexGuard<'_, Db>, VaultError> {
+        // A panic in a transaction has rolled it back: the connection is as good as before.
+        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let unreachable = |e: Error| transient(e.chain());
+        if !db.is_current(&self.dir).map_err(unreachable)? {
+            let replacement = Db::open(&self.dir).map_err(unreachable)?;
+            let (facts, _) = Facts::load(&replacement.conn).map_err(|e| from_sqlite(&e))?;
+            if facts != self.facts {
+                return Err(transient(format!(
+                    "{}: vault.db was replaced by that of another vault: found {}, allowed {}",
+                    self.dir.display(),
+                    facts.id,
+                    self.facts.id
+                )));
+            }
+            *db = replacement;
+        }
+        Ok(db)
+    }
+
+    /// Runs one operation: `body` reads and changes rows through `Work`, and either answers or refuses. A refusal's changes
+    /// are undone; either way the record is appended and committed before the answer leaves.
+    fn audited<T>(
+        &self,
+        task: Task<'_>,
+        call: &Call,
+        body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
+    ) -> std::result::Result<T, VaultError> {
+        self.try_audited(task, call, body).unwrap_or_else(|fail| match fail {
+            Fail::Broken(e) => Err(e),
+            Fail::Refused(refusal) => Err(refusal.error),
+        })
+    }
+
+    /// The inner result is the recorded answer, the outer one says that there is none.
+    fn try_audited<T>(
+        &self,
+        task: Task<'_>,
+        call: &Call,
+        body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
+    ) -> std::result::Result<std::result::Result<T, VaultError>, Fail> {
+        let started = Instant::now();
+        let mut db = self.current().map_err(Fail::Broken)?;
+        // Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
+        let root = RootKey::load(&self.dir.join(ROOT_KEY)).map_err(|e| Fail::Broken(transient(e.chain())))?;
+        let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let caller = Caller::load(&tx, call.identity)?;
+        tx.execute_batch("SAVEPOINT body")?;
+        let mut work = Work {
+            tx: &tx,
+            root: &root,
+            facts: &self.facts,
+            caller: &caller,
+            permission: task.permission,
+            subject: format!("https://{}.vault.localhost{}", self.facts.id, task.path),
+            allowed: false,
+            bits: None,
+        };
+        let answer = match body(&mut work) {
+            Ok(answer) => Ok(answer),
+            Err(Fail::Refused(refusal)) => {
+                tx.execute_batch("ROLLBACK TO body")?;
+                Err(refusal)
+            }
+            // A sealed key that does not open is worth a record; the rows can still be written.
+            Err(Fail::Broken(VaultError::Corrupt(message))) => {
+                tx.execute_batch("ROLLBACK TO body")?;
+                Err(refusal::Refusal::damaged(message))
+            }
+            Err(broken) => return Err(broken), // dropping the transaction undoes it
+        };
+        let Work { subject, allowed, bits, .. } = work;
+        let event = audit::Event {
+            operation: task.operation,
+            vault_name: &self.facts.name,
+            status: answer.as_ref().err().map_or(200, |r| r.status),
+            signature: answer.as_ref().err().map_or("OK", |r| r.signature),
+            description: answer.as_ref().err().map(|r| r.description.as_str()),
+            duration: started.elapsed(),
+            call,
+            client_id: caller.known.as_ref().map(|k| k.client_id.as_str()),
+            subject: &subject,
+            action: task.action,
+            policy_match: allowed,
+            bits,
+        };
+        audit::append(&tx, &root, &self.facts.id, &event)?;
+        tx.commit()?;
+        Ok(answer.map_err(|refusal| refusal.error))
+    }
+}
+
+impl fmt::Debug for LocalVault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LocalVault(\"{}\", {})", self.facts.name, self.facts.id)
+    }
+}
+
+/// What is asked, before the rows are looked at.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    /// Azure's name in the audit: `KeyUnwrap`.
+    operation: &'static str,
+    permission: Permission,
+    /// Of the resource: `/keys/NAME`.
+    path: &'a str,
+    /// After the resource: `unwrapkey`, or nothing.
+    action: &'static str,
+}
+
+/// One operation in progress.
+struct Work<'a> {
+    tx: &'a Transaction<'a>,
+    root: &'a RootKey,
+    facts: &'a Facts,
+    caller: &'a Caller,
+    permission: Permission,
+    /// URL of what the operation is about; replaced by the kid once that is known.
+    subject: String,
+    /// A grant matched.
+    allowed: bool,
+    /// Size of the key that was used.
+    bits: Option<u32>,
+}
+
+impl Work<'_> {
+    /// Refuses unless the caller may do this with this key (by name), or with the vault.
+    fn require(&mut self, key: Option<&str>) -> std::result::Result<(), Fail> {
+        self.allowed = self.caller.may(self.tx, self.permission, key)?;
+        if self.allowed {
+            return Ok(());
+        }
+        Err(self.refuse(|scene| scene.no_permission(self.caller.advice())))
+    }
+
+    fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> refusal::Refusal) -> Fail {
+        let identity = self.caller.label();
+        Fail::Refused(say(&Scene {
+            operation: self.permission.name(),
+            key: &self.subject,
+            identity: &identity,
+            vault: &self.facts.name,
+        }))
+    }
+
+    /// Keys, grants or identities were changed.
+    fn bump_generation(&self) -> rusqlite::Result<()> {
+        self.tx.execute("UPDATE vault SET policy_generation = policy_generation + 1", []).map(|_| ())
+    }
+}
+
+impl Facts {
+    /// With the seal check's blob.
+    fn load(conn: &Connection) -> rusqlite::Result<(Self, Vec<u8>)> {
+        conn.query_row("SELECT id, name, seal_generation, seal_check FROM vault", [], |row| {
+            let id = uuid_of(&row.get::<_, String>(0)?)?;
+            Ok((Self { id, name: row.get(1)?, generation: row.get(2)? }, row.get(3)?))
+        })
+    }
+
+    fn check_place(&self) -> Place<'_> {
+        Place { vault: &self.id, key: const { &Uuid::nil() }, version: SEAL_CHECK }
+    }
+}
+
+/// The vault's own row, the administrator, and the first audit record.
+fn first_rows(conn: &mut Connection, root: &RootKey, facts: &Facts) -> Result<()> {
+    let check = root.seal(facts.check_place(), facts.generation, &[])?;
+    let admin = Uuid::new_v4();
+    let mut fill = || -> std::result::Result<(), Fail> {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        tx.execute(
+            "INSERT INTO vault (one, id, name, tenant_id, location, created, seal_method, seal_generation, seal_check,
+                                policy_generation)
+             VALUES (1, ?1, ?2, ?3, 'local', ?4, 'file', ?5, ?6, 1)",
+            params![
+                facts.id.to_string(),
+                facts.name,
+                Uuid::new_v4().to_string(),
+                now(),
+                facts.generation,
+                check
+            ],
+        )?;
+        tx.execute(
+            "INSERT INTO identity (oid, client_id, name, kind, enabled, created)
+             VALUES (?1, ?2, 'admin', 'admin', 1, ?3)",
+            params![admin.to_string(), Uuid::new_v4().to_string(), now()],
+        )?;
+        let call = Call { identity: admin, correlation: Uuid::new_v4(), reason: "vault init".into() };
+        let event = audit::Event {
+            operation: "VaultPatch",
+            vault_name: &facts.name,
+            status: 200,
+            signature: "OK",
+            description: None,
+            duration: std::time::Duration::ZERO,
+            call: &call,
+            client_id: None,
+            subject: &format!("https://{}.vault.localhost", facts.id),
+            action: "",
+            policy_match: true,
+            bits: None,
+        };
+        audit::append(&tx, root, &facts.id, &event)?;
+        Ok(tx.commit()?)
+    };
+    fill().map_err(|fail| match fail {
+        Fail::Broken(e) => e.into(),
+        Fail::Refused(refusal) => refusal.error.into(),
+    })
+}
+
+fn uuid_of(text: &str) -> rusqlite::Result<Uuid> {
+    Uuid::parse_str(text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+/// Unix seconds.
+fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_secs()).ok())
+        .unwrap_or(0) // a clock before 1970
+}

@@ -1,0 +1,192 @@
+//! Who may do what in the embedded vault: permissions, roles, identities (KEY-VAULT section 2). Default deny.
+//!
+//! Must never see: private keys.
+//!
+//! Invariants:
+//! 1. Identities and grants are read from the rows at every use: a change counts from the next call on.
+//! 2. The permission is checked before the key is looked for, so that names do not leak.
+//! 3. The owner of the database file is the built-in identity `admin`: the file's mode is the authentication.
+
+use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a call needs, in Azure's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permission {
+    Get,
+    List,
+    Create,
+    Import,
+    Update,
+    WrapKey,
+    UnwrapKey,
+    /// Identities and grants; the administrator's alone, no role has it.
+    Manage,
+}
+
+impl Permission {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Create => "create",
+            Self::Import => "import",
+            Self::Update => "update",
+            Self::WrapKey => "wrapKey",
+            Self::UnwrapKey => "unwrapKey",
+            Self::Manage => "manage",
+        }
+    }
+}
+
+/// A bundle of permissions that can be granted on the vault or on one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// get, wrapKey, unwrapKey: what a set's identity gets.
+    CryptoServiceEncryptionUser,
+    /// get, list and every operation with a key.
+    CryptoUser,
+    /// Everything with keys but purge.
+    CryptoOfficer,
+    /// list, and the audit.
+    Auditor,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 4] =
+        [Self::CryptoServiceEncryptionUser, Self::CryptoUser, Self::CryptoOfficer, Self::Auditor];
+
+    /// Azure's name in lower case, as the command line and the database have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CryptoServiceEncryptionUser => "crypto service encryption user",
+            Self::CryptoUser => "crypto user",
+            Self::CryptoOfficer => "crypto officer",
+            Self::Auditor => "auditor",
+        }
+    }
+
+    /// By its name.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|r| r.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let allowed = Self::ALL.map(|r| format!("\"{}\"", r.name())).join(", ");
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("role: found \"{}\", allowed {allowed}", text.escape_debug()),
+            )
+        })
+    }
+
+    pub(super) const fn permits(self, p: Permission) -> bool {
+        use Permission::{Create, Get, Import, List, UnwrapKey, Update, WrapKey};
+        match self {
+            Self::CryptoServiceEncryptionUser => matches!(p, Get | WrapKey | UnwrapKey),
+            Self::CryptoUser => matches!(p, Get | List | WrapKey | UnwrapKey),
+            Self::CryptoOfficer => matches!(p, Get | List | Create | Import | Update | WrapKey | UnwrapKey),
+            Self::Auditor => matches!(p, List),
+        }
+    }
+}
+
+/// What an identity stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityKind {
+    /// A disk encryption set.
+    System,
+    /// A person or a program.
+    User,
+}
+
+impl IdentityKind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+        }
+    }
+}
+
+/// The identity in whose name a call is made, as far as the vault knows it.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) oid: Uuid,
+    /// Name and client id; `None` for an oid that is nobody's, or disabled.
+    pub(super) known: Option<Known>,
+}
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) name: String,
+    pub(super) client_id: String,
+    admin: bool,
+    enabled: bool,
+}
+
+impl Caller {
+    pub(super) fn load(db: &Connection, oid: Uuid) -> rusqlite::Result<Self> {
+        let known = db
+            .prepare_cached("SELECT name, client_id, kind, enabled FROM identity WHERE oid = ?1")?
+            .query_row([oid.to_string()], |row| {
+                Ok(Known {
+                    name: row.get(0)?,
+                    client_id: row.get(1)?,
+                    admin: row.get::<_, String>(2)? == "admin",
+                    enabled: row.get(3)?,
+                })
+            })
+            .optional()?;
+        Ok(Self { oid, known })
+    }
+
+    /// For messages.
+    pub(super) fn label(&self) -> String {
+        match &self.known {
+            Some(known) => format!("\"{}\" ({})", known.name, self.oid),
+            None => self.oid.to_string(),
+        }
+    }
+
+    /// What would help when [`Caller::may`] says no.
+    pub(super) fn advice(&self) -> &'static str {
+        match &self.known {
+            None => {
+                "the vault knows no such identity: use the vault the set was made with, or assign another set"
+            }
+            Some(known) if !known.enabled => "the identity is disabled",
+            Some(_) => "grant it, for a set: wrapdisk grant --set NAME",
+        }
+    }
+
+    /// Whether the rows grant `permission` on this key (by name), or on the whole vault.
+    pub(super) fn may(
+        &self,
+        db: &Connection,
+        permission: Permission,
+        key: Option<&str>,
+    ) -> rusqlite::Result<bool> {
+        match &self.known {
+            Some(known) if known.enabled && known.admin => return Ok(true),
+            Some(known) if known.enabled => {}
+            _ => return Ok(false), // nobody's, or disabled: RULINGS 23
+        }
+        let mut grants = db.prepare_cached(
+            "SELECT p.role FROM access_policy p LEFT JOIN key k ON k.id = p.key
+              WHERE p.identity = ?1 AND (p.key IS NULL OR k.name = ?2)",
+        )?;
+        let mut rows = grants.query(params![self.oid.to_string(), key])?;
+        while let Some(row) = rows.next()? {
+            // A role of a newer schema's grants nothing here.
+            if Role::parse(&row.get::<_, String>(0)?).is_ok_and(|role| role.permits(permission)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

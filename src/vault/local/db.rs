@@ -1,0 +1,190 @@
+//! The vault's files: making them, opening them, and the settings every connection has (KEY-VAULT section 2).
+//!
+//! Must never see: RSA, permissions, the content of a key.
+//!
+//! Invariants:
+//! 1. `vault.db` exists only complete: it is made as `vault.db.new` and renamed when it and `root.key` are on the medium.
+//! 2. A `root.key` is never overwritten or removed, unless `vault.db.new` shows that no vault ever stood on it.
+//! 3. Every connection has WAL, `synchronous=FULL`, foreign keys, `secure_delete` and a busy timeout of 5 s.
+
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::refusal::from_sqlite;
+use super::seal::{ROOT_KEY, RootKey};
+use crate::dirs::Dirs;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// The database's file.
+pub(super) const DATABASE: &str = "vault.db";
+const UNFINISHED: &str = "vault.db.new";
+
+/// "wdKV": tells `file` and us what this SQLite file is.
+const APPLICATION_ID: i32 = 0x7764_4b56;
+
+/// Schema n is made by the first n of these; never edit one that was released.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+/// A connection, and which file it is a connection to.
+#[derive(Debug)]
+pub(super) struct Db {
+    pub(super) conn: Connection,
+    file: (u64, u64),
+}
+
+impl Db {
+    /// Opens an existing database.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unsupported` (newer schema), `Damaged` (not a vault), `Unreachable` (busy, I/O).
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(DATABASE);
+        let meta = std::fs::metadata(&path).map_err(|e| {
+            Error::io("open the vault", e)
+                .at(&path)
+                .hint("make one: wrapdisk vault init, or any first `wrapdisk create`; or restore it from your backup")
+        })?;
+        let mut conn = connect(&path)?;
+        check_kind(&conn).map_err(|e| e.at(&path))?;
+        migrate(&mut conn).map_err(|e| e.at(&path))?;
+        Ok(Self { conn, file: (meta.dev(), meta.ino()) })
+    }
+
+    /// Whether the path still leads to the file this connection has open. SQLite would not notice a removed or replaced
+    /// file, and a mount would go on with yesterday's answers.
+    ///
+    /// # Errors
+    /// The file is missing or cannot be looked at.
+    pub(super) fn is_current(&self, dir: &Path) -> Result<bool> {
+        let path = dir.join(DATABASE);
+        let meta = std::fs::metadata(&path).io_at("look at the vault", &path)?;
+        Ok(self.file == (meta.dev(), meta.ino()))
+    }
+}
+
+/// Makes the files of a new vault; `fill` writes the first rows into the empty schema.
+///
+/// # Errors
+/// `Exists`, or the folder cannot be written.
+pub(super) fn create(dir: &Path, fill: impl FnOnce(&mut Connection, &RootKey) -> Result<()>) -> Result<()> {
+    Dirs::ensure(dir)?;
+    // Two first uses at the same time: one makes the vault, the other waits here and then finds it.
+    let folder = std::fs::File::open(dir).io_at("open folder", dir)?;
+    let folder = nix::fcntl::Flock::lock(folder, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, e)| Error::io("lock folder", e.into()).at(dir))?;
+    let (database, unfinished, root) = (dir.join(DATABASE), dir.join(UNFINISHED), dir.join(ROOT_KEY));
+    if exists(&database)? {
+        return Err(Error::new(ErrorKind::Exists, "there is a vault already").at(&database));
+    }
+    if exists(&unfinished)? {
+        // Somebody was killed in here. No vault.db was ever completed, so nothing hangs on this root key.
+        for name in [ROOT_KEY, "vault.db.new-wal", "vault.db.new-shm", "vault.db.new-journal", UNFINISHED] {
+            remove(&dir.join(name))?;
+        }
+    }
+    if exists(&root)? {
+        return Err(Error::new(ErrorKind::Exists, "a root key without its vault.db").at(&root).hint(
+            "restore vault.db from your backup; only if no backup exists and nothing depends on this key, remove it",
+        ));
+    }
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .io_at("create the vault", &unfinished)?;
+    sync(&folder, dir)?; // the marker is there before the root key can be
+    let key = RootKey::create(&root)?;
+    let mut conn = connect(&unfinished)?;
+    migrate(&mut conn)?;
+    fill(&mut conn, &key)?;
+    // The last connection folds the WAL into the file and removes it, so that one rename moves everything.
+    conn.close().map_err(|(_, e)| sql(&e).at(&unfinished))?;
+    std::fs::rename(&unfinished, &database).io_at("finish the vault", &database)?;
+    sync(&folder, dir)
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists().io_at("look for", path)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).io_at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+fn sync(folder: &std::fs::File, dir: &Path) -> Result<()> {
+    folder.sync_all().io_at("sync folder", dir)
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = || {
+        let conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(std::time::Duration::from_secs(5))?;
+        let mode: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        conn.execute_batch(
+            "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;
+             PRAGMA trusted_schema = OFF;",
+        )?;
+        Ok((conn, mode))
+    };
+    let (conn, mode) = open().map_err(|e| sql(&e).at(path))?;
+    if mode != "wal" {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the vault's journal: found {mode}, allowed wal"),
+        )
+        .at(path)
+        .hint("keep the vault on a local file system"));
+    }
+    Ok(conn)
+}
+
+fn check_kind(conn: &Connection) -> Result<()> {
+    let id: i32 = conn.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(|e| sql(&e))?;
+    if id != APPLICATION_ID {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!("open the vault: found application id {id:#010x}, allowed {APPLICATION_ID:#010x}"),
+        )
+        .hint("this SQLite file is not a wrapdisk vault; restore vault.db from your backup"));
+    }
+    Ok(())
+}
+
+/// Brings the schema up to date; refuses one that is newer than this program.
+fn migrate(conn: &mut Connection) -> Result<()> {
+    let version = |conn: &Connection| conn.query_row("PRAGMA user_version", [], |row| row.get::<_, usize>(0));
+    let found = version(conn).map_err(|e| sql(&e))?;
+    if found > MIGRATIONS.len() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("open the vault: found schema {found}, allowed 1 to {}", MIGRATIONS.len()),
+        )
+        .hint("a newer wrapdisk made it: use that one"));
+    }
+    if found == MIGRATIONS.len() {
+        return Ok(());
+    }
+    let mut up = || {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let from = version(&tx)?; // again: another process may have been here meanwhile
+        for (at, step) in MIGRATIONS.iter().enumerate().skip(from) {
+            tx.execute_batch(step)?;
+            tx.pragma_update(None, "user_version", at + 1)?;
+        }
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.commit()
+    };
+    up().map_err(|e| sql(&e))
+}
+
+/// The error of administration: what a caller of `open` sees.
+pub(super) fn sql(e: &rusqlite::Error) -> Error {
+    from_sqlite(e).into()
+}

@@ -1,0 +1,207 @@
+//! How an operation of the embedded vault fails: refused after a look at the rows, or not answered at all.
+//! The words of a refusal are Azure's (KEY-VAULT section 3), followed by who, what and the next step.
+//!
+//! Must never see: secrets, the database.
+//!
+//! Invariant (RULINGS 20): only [`Fail::Refused`] becomes [`VaultError::Denied`], and only code that has read a row makes
+//! one. What SQLite or the file system says becomes [`VaultError::Transient`], a broken file [`VaultError::Corrupt`].
+
+use crate::error::Error;
+use crate::vault::{Denial, VaultError};
+
+/// Why an operation gave no answer.
+#[derive(Debug)]
+pub(super) enum Fail {
+    /// The vault looked and says no: this goes into the audit.
+    Refused(Refusal),
+    /// It could not look, or could not work: nothing happened.
+    Broken(VaultError),
+}
+
+/// A "no", for the caller and for the audit.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// As over HTTP.
+    pub(super) status: u16,
+    /// `resultSignature`: Azure's outer code.
+    pub(super) signature: &'static str,
+    /// `resultDescription`: Azure's sentence.
+    pub(super) description: String,
+    /// For the caller.
+    pub(super) error: VaultError,
+}
+
+impl Refusal {
+    /// The vault's own row is damaged, as a matter of record.
+    pub(super) fn damaged(message: String) -> Self {
+        Self {
+            status: 500,
+            signature: "InternalError",
+            description: message.clone(),
+            error: VaultError::Corrupt(message),
+        }
+    }
+}
+
+impl From<Refusal> for Fail {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<rusqlite::Error> for Fail {
+    fn from(e: rusqlite::Error) -> Self {
+        Self::Broken(from_sqlite(&e))
+    }
+}
+
+/// A sealed key that does not open, secret memory that is refused: the vault's trouble, not the caller's right.
+impl From<Error> for Fail {
+    fn from(e: Error) -> Self {
+        use crate::error::ErrorKind;
+        let message = e.chain();
+        Self::Broken(match e.kind() {
+            ErrorKind::Damaged => VaultError::Corrupt(message),
+            _ => transient(message),
+        })
+    }
+}
+
+/// A failure that may pass: ask again.
+pub(super) fn transient(message: impl Into<String>) -> VaultError {
+    VaultError::Transient { message: message.into(), retry_after: None }
+}
+
+/// Busy, full, I/O error, missing file, no memory: all may pass. A file that is no database will not.
+pub(super) fn from_sqlite(e: &rusqlite::Error) -> VaultError {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    let message = format!("the vault's database vault.db: {e}");
+    match e.sqlite_error_code() {
+        Some(DatabaseCorrupt | NotADatabase) => {
+            VaultError::Corrupt(format!("{message}; restore it from your backup"))
+        }
+        // A column of another type than the schema says: STRICT tables make that impossible without damage.
+        None if !matches!(e, rusqlite::Error::QueryReturnedNoRows) => VaultError::Corrupt(message),
+        _ => transient(message),
+    }
+}
+
+/// Who asked for what, of which vault: the second half of every refusal's message.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scene<'a> {
+    /// Azure's name of the permission: `unwrapKey`.
+    pub(super) operation: &'static str,
+    /// The key's URL, or its name.
+    pub(super) key: &'a str,
+    /// `name (oid)`, or the oid alone of an unknown identity.
+    pub(super) identity: &'a str,
+    /// The vault's name.
+    pub(super) vault: &'a str,
+}
+
+impl Scene<'_> {
+    fn denied(&self, denial: Denial, status: u16, description: String, next: &str) -> Refusal {
+        let signature = if status == 404 { "KeyNotFound" } else { "Forbidden" };
+        let error = VaultError::Denied(denial, self.message(&description, next));
+        Refusal { status, signature, description, error }
+    }
+
+    fn rejected(&self, code: &'static str, status: u16, description: String, next: &str) -> Refusal {
+        let signature = match status {
+            404 => "KeyNotFound",
+            409 => "Conflict",
+            _ => "BadParameter",
+        };
+        let error = VaultError::Rejected { code, message: self.message(&description, next) };
+        Refusal { status, signature, description, error }
+    }
+
+    fn message(&self, description: &str, next: &str) -> String {
+        format!(
+            "{} (key {}, identity {}, vault \"{}\"); {next}",
+            description.trim_end_matches('.'),
+            self.key,
+            self.identity,
+            self.vault
+        )
+    }
+
+    pub(super) fn no_permission(&self, next: &str) -> Refusal {
+        let description = format!(
+            "The identity {} does not have keys {} permission on key vault '{}'.",
+            self.identity, self.operation, self.vault
+        );
+        self.denied(Denial::NoPermission, 403, description, next)
+    }
+
+    /// For data operations: a container asks for a key that is gone.
+    pub(super) fn deleted(&self, key: &str) -> Refusal {
+        self.denied(
+            Denial::Deleted,
+            404,
+            not_found(key),
+            "see what there is: wrapdisk key list; a lost key can only come back from a backup of the vault",
+        )
+    }
+
+    /// For administration: a name that was mistyped.
+    pub(super) fn key_not_found(&self, key: &str) -> Refusal {
+        self.rejected("KeyNotFound", 404, not_found(key), "see what there is: wrapdisk key list")
+    }
+
+    pub(super) fn disabled(&self, name: &str, version: &str) -> Refusal {
+        self.denied(
+            Denial::Disabled,
+            403,
+            format!("Operation {} is not allowed on a disabled key.", self.operation),
+            &format!("enable it: wrapdisk key enable {name} --version {version}"),
+        )
+    }
+
+    pub(super) fn operation_forbidden(&self) -> Refusal {
+        self.denied(
+            Denial::NoPermission,
+            403,
+            format!("Operation {} is not permitted on this key.", self.operation),
+            "its key_ops do not name the operation: use another key",
+        )
+    }
+
+    pub(super) fn expired(&self, window: &str) -> Refusal {
+        self.denied(
+            Denial::Expired,
+            403,
+            format!("Operation {} is not allowed outside the validity period of the key.", self.operation),
+            &format!("it is valid {window}; make a new version: wrapdisk key create"),
+        )
+    }
+
+    pub(super) fn wrong_vault(&self, id: &uuid::Uuid) -> Refusal {
+        self.rejected(
+            "WrongVault",
+            400,
+            "The key identifier belongs to another vault.".into(),
+            &format!("this one is {id}.vault.localhost: use the vault that holds the key, or the recovery passphrase"),
+        )
+    }
+
+    pub(super) fn bad_parameter(&self, description: String, next: &str) -> Refusal {
+        self.rejected("BadParameter", 400, description, next)
+    }
+
+    pub(super) fn conflict(&self, description: String, next: &str) -> Refusal {
+        self.rejected("Conflict", 409, description, next)
+    }
+
+    /// The one answer to every ciphertext that does not unwrap: which check failed is nobody's business.
+    pub(super) fn bad_ciphertext(&self) -> Refusal {
+        let description = "The parameter is incorrect.".to_owned();
+        let error =
+            VaultError::Corrupt(self.message(&description, "the wrapped key is damaged, or of another key"));
+        Refusal { status: 400, signature: "BadParameter", description, error }
+    }
+}
+
+fn not_found(key: &str) -> String {
+    format!("A key with (name/id) {key} was not found in this key vault.")
+}

@@ -1,0 +1,238 @@
+//! RSA of the embedded vault: the only module that knows the crate `rsa`, so that another engine can replace it.
+//!
+//! RSAES-OAEP (RFC 8017 7.1) with SHA-256, MGF1-SHA-256 and an empty label. The crate computes on constant-time big
+//! integers with base, exponent and modulus blinding and checks the CRT result, which answers RUSTSEC-2023-0071.
+//!
+//! Must never see: the database, permissions, files.
+//!
+//! Invariants:
+//! 1. A [`PrivateKey`] is a good key: n = p*q, d*e = 1, both factors prime, 2048, 3072 or 4096 bits exactly.
+//! 2. Every failed unwrap takes one path and gives one error.
+//! 3. DER and data keys live in [`SecretBytes`] / [`Secret`]. The crate's own big integers live on the ordinary heap: it
+//!    wipes them on drop, but they are not locked against swap, and a few of its intermediates are not wiped.
+
+use ::rsa::BoxedUint;
+use ::rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey, LineEnding};
+use ::rsa::traits::{PrivateKeyParts, PublicKeyParts};
+use sha2::Sha256;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::secret::{Secret, SecretBytes};
+
+/// Size of an RSA modulus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RsaBits {
+    /// 2048 bits.
+    B2048,
+    /// 3072 bits.
+    #[default]
+    B3072,
+    /// 4096 bits.
+    B4096,
+}
+
+impl RsaBits {
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        match self {
+            Self::B2048 => 2048,
+            Self::B3072 => 3072,
+            Self::B4096 => 4096,
+        }
+    }
+}
+
+impl TryFrom<u32> for RsaBits {
+    type Error = Error;
+
+    fn try_from(bits: u32) -> Result<Self> {
+        match bits {
+            2048 => Ok(Self::B2048),
+            3072 => Ok(Self::B3072),
+            4096 => Ok(Self::B4096),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("RSA key size: found {bits} bits, allowed 2048, 3072 or 4096"),
+            )),
+        }
+    }
+}
+
+/// Why an unwrap gave no data key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnwrapError {
+    /// Length, range, padding, label, or a payload that is not 64 bytes: nobody learns which.
+    Bad,
+    /// No random numbers for the blinding: nothing was tried.
+    NoRandom,
+}
+
+/// An RSA key pair that passed every check.
+pub(super) struct PrivateKey(::rsa::PrivateKey);
+
+impl std::fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PrivateKey({} bits)", self.bits().get())
+    }
+}
+
+/// Big-endian integers of a key, as a file or a JWK has them.
+pub(super) struct Parts<'a> {
+    pub(super) n: &'a [u8],
+    pub(super) e: &'a [u8],
+    pub(super) d: &'a [u8],
+    pub(super) p: &'a [u8],
+    pub(super) q: &'a [u8],
+}
+
+impl PrivateKey {
+    /// A new key with e = 65537. Takes a fraction of a second (2048) to several seconds (4096).
+    ///
+    /// # Errors
+    /// No random generator.
+    pub(super) fn generate(bits: RsaBits) -> Result<Self> {
+        let size = usize::try_from(bits.get()).expect("at most 4096");
+        ::rsa::PrivateKey::new(&mut getrandom::SysRng, size)
+            .map(Self)
+            .map_err(|e| Error::new(ErrorKind::Other, "generate an RSA key").caused_by(e))
+    }
+
+    /// From outside: everything is checked, the CRT values are computed anew.
+    ///
+    /// # Errors
+    /// `InvalidInput`: which part was found wrong, and what is allowed.
+    pub(super) fn from_parts(parts: &Parts<'_>) -> Result<Self> {
+        let bits = RsaBits::try_from(bit_len(parts.n))?;
+        let e = public_exponent(parts.e)?;
+        let uint = |what: &str, bytes: &[u8]| {
+            BoxedUint::from_be_slice(trimmed(bytes), bits.get()).map_err(|_| {
+                bad(format!("{what}: found {} bits, allowed at most {}", bit_len(bytes), bits.get()))
+            })
+        };
+        let primes = vec![uint("p", parts.p)?, uint("q", parts.q)?];
+        let key = ::rsa::PrivateKey::from_components(
+            uint("n", parts.n)?,
+            BoxedUint::from(e),
+            uint("d", parts.d)?,
+            primes,
+        )
+        .map_err(|e| match e {
+            ::rsa::Error::InvalidModulus => bad("n is not p * q, or is even"),
+            ::rsa::Error::InvalidExponent => bad("d is not the inverse of e"),
+            ::rsa::Error::InvalidPrime => bad("p or q is not an odd factor of half the size of n"),
+            other => bad("its numbers do not belong together").caused_by(other),
+        })?;
+        // Baillie-PSW: no composite that passes it is known.
+        let prime = |p: &BoxedUint| crypto_primes::is_prime(crypto_primes::Flavor::Any, p);
+        if !key.primes().iter().all(|p| prime(p.as_ref())) {
+            return Err(bad("p or q is not prime"));
+        }
+        Ok(Self(key))
+    }
+
+    /// From what [`PrivateKey::to_pkcs8`] made; its arithmetic is checked again, primality is not (it was sealed).
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub(super) fn from_pkcs8(der: &SecretBytes) -> Result<Self> {
+        let damaged = || Error::new(ErrorKind::Damaged, "the sealed private key is not a PKCS#8 RSA key");
+        let key = ::rsa::PrivateKey::from_pkcs8_der(der.expose()).map_err(|_| damaged())?;
+        RsaBits::try_from(key.n().bit_width()).map_err(|e| damaged().caused_by(e))?;
+        Ok(Self(key))
+    }
+
+    /// DER, to be sealed.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn to_pkcs8(&self) -> Result<SecretBytes> {
+        let document = self // wiped when dropped
+            .0
+            .to_pkcs8_der()
+            .map_err(|e| Error::new(ErrorKind::Other, "encode a private key").caused_by(e.to_string()))?;
+        let mut der = SecretBytes::zeroed(document.as_bytes().len())?;
+        der.expose_mut().copy_from_slice(document.as_bytes());
+        Ok(der)
+    }
+
+    /// Size of the modulus.
+    pub(super) fn bits(&self) -> RsaBits {
+        RsaBits::try_from(self.0.n().bit_width()).expect("every constructor checks the size")
+    }
+
+    /// Modulus and public exponent, big-endian, without leading zeros.
+    pub(super) fn public(&self) -> (Vec<u8>, Vec<u8>) {
+        (self.0.n_bytes().into_vec(), self.0.e_bytes().into_vec())
+    }
+
+    /// The public key as PEM (`BEGIN PUBLIC KEY`).
+    ///
+    /// # Errors
+    /// None in practice: a good key encodes.
+    pub(super) fn public_pem(&self) -> Result<String> {
+        self.0
+            .as_public_key()
+            .to_public_key_pem(LineEnding::LF)
+            .map_err(|e| Error::new(ErrorKind::Other, "encode a public key").caused_by(e.to_string()))
+    }
+
+    /// Wraps a data key.
+    ///
+    /// # Errors
+    /// No random generator.
+    pub(super) fn wrap(&self, dek: &Secret<64>) -> Result<Vec<u8>> {
+        self.0
+            .as_public_key()
+            .oaep_encrypt::<Sha256>(dek.expose())
+            .map_err(|e| Error::new(ErrorKind::Other, "wrap a data key").caused_by(e))
+    }
+
+    /// Unwraps a data key.
+    ///
+    /// # Errors
+    /// See [`UnwrapError`].
+    pub(super) fn unwrap(&self, wrapped: &[u8]) -> std::result::Result<Secret<64>, UnwrapError> {
+        let mut plain = match self.0.oaep_decrypt::<Sha256>(wrapped) {
+            Ok(plain) => plain,
+            Err(::rsa::Error::Rng) => return Err(UnwrapError::NoRandom),
+            Err(_) => return Err(UnwrapError::Bad),
+        };
+        match Secret::take(&mut plain) {
+            Ok(Some(dek)) => Ok(dek),
+            _ => Err(UnwrapError::Bad),
+        }
+    }
+}
+
+fn bad(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("RSA private key: {what}"))
+        .hint("check it: openssl rsa -in FILE -check -noout")
+}
+
+/// Without leading zeros: DER and JWK differ in them.
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    &bytes[bytes.iter().take_while(|b| **b == 0).count()..]
+}
+
+fn bit_len(bytes: &[u8]) -> u32 {
+    let bytes = trimmed(bytes);
+    let whole = u32::try_from(bytes.len()).unwrap_or(u32::MAX / 8).saturating_mul(8);
+    whole - bytes.first().map_or(0, |b| b.leading_zeros())
+}
+
+/// Odd, at least 65537 (KEY-VAULT section 2), below 2^33 (the crate's guard against costly exponents).
+fn public_exponent(bytes: &[u8]) -> Result<u64> {
+    const ALLOWED: std::ops::RangeInclusive<u64> = 65537..=(1 << 33) - 1;
+    let refuse =
+        |found: String| Err(bad(format!("e: found {found}, allowed an odd number from 65537 to 2^33")));
+    let bytes = trimmed(bytes);
+    if bytes.len() > 8 {
+        return refuse(format!("{} bits", bit_len(bytes)));
+    }
+    let e = bytes.iter().fold(0, |e, b| e << 8 | u64::from(*b));
+    if !ALLOWED.contains(&e) || e % 2 == 0 {
+        return refuse(e.to_string());
+    }
+    Ok(e)
+}
