@@ -1,6 +1,8 @@
 //! Does a vault keep its promises? Written against `dyn KeyVault` and the little administration below, so that every
 //! provider can be put through the same questions.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on should stop
+
 use rusqlite::Connection;
 use tempfile::TempDir;
 use uuid::Uuid;

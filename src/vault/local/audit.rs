@@ -89,6 +89,8 @@ pub(super) struct Event<'a> {
     pub(super) action: &'a str,
     pub(super) policy_match: bool,
     pub(super) bits: Option<u32>,
+    /// Administration: what was changed.
+    pub(super) change: Option<&'a str>,
 }
 
 impl Event<'_> {
@@ -109,6 +111,9 @@ impl Event<'_> {
         });
         if let Some(bits) = self.bits {
             properties["keyProperties"] = json!({ "type": "RSA", "size": bits });
+        }
+        if let Some(change) = self.change {
+            properties["change"] = change.into();
         }
         let mut record = json!({
             "time": format!("{:.7}", jiff::Timestamp::now()),

@@ -27,6 +27,7 @@ impl LocalVault {
                 }));
             }
             let oid = Uuid::new_v4();
+            work.change = Some(format!("{} identity {name} ({oid}) was made", kind.name()));
             work.tx.execute(
                 "INSERT INTO identity (oid, client_id, name, kind, enabled, created) VALUES (?1, ?2, ?3, ?4, 1, ?5)",
                 params![oid.to_string(), Uuid::new_v4().to_string(), name, kind.name(), now()],
@@ -49,10 +50,11 @@ impl LocalVault {
     ) -> Result<(), VaultError> {
         self.audited(MANAGE, call, |work| {
             work.require(None)?;
-            let key = work.scope(identity, key)?;
+            let id = work.scope(identity, key)?;
+            work.change = Some(format!("role {} {} was granted to {identity}", role.name(), on(key)));
             let added = work.tx.execute(
                 "INSERT OR IGNORE INTO access_policy (identity, key, role, created) VALUES (?1, ?2, ?3, ?4)",
-                params![identity.to_string(), key, role.name(), now()],
+                params![identity.to_string(), id, role.name(), now()],
             )?;
             work.bump_if(added)
         })
@@ -71,10 +73,11 @@ impl LocalVault {
     ) -> Result<(), VaultError> {
         self.audited(MANAGE, call, |work| {
             work.require(None)?;
-            let key = work.scope(identity, key)?;
+            let id = work.scope(identity, key)?;
+            work.change = Some(format!("role {} {} was taken from {identity}", role.name(), on(key)));
             let removed = work.tx.execute(
                 "DELETE FROM access_policy WHERE identity = ?1 AND key IS ?2 AND role = ?3",
-                params![identity.to_string(), key, role.name()],
+                params![identity.to_string(), id, role.name()],
             )?;
             work.bump_if(removed)
         })
@@ -83,6 +86,10 @@ impl LocalVault {
 
 const MANAGE: Task<'static> =
     Task { operation: "VaultPatch", permission: Permission::Manage, path: "", action: "" };
+
+fn on(key: Option<&str>) -> String {
+    key.map_or("on the vault".into(), |name| format!("on key {name}"))
+}
 
 fn user_exists(work: &Work<'_>, name: &str) -> rusqlite::Result<bool> {
     work.tx

@@ -45,8 +45,8 @@ impl ImportedKey {
             return Err(unknown("PKCS#1 under OpenSSL's old encryption")
                 .hint("convert it: openssl pkcs8 -topk8 -in FILE -out NEW"));
         }
-        let (label, document) =
-            SecretDocument::from_pem(text).map_err(|e| unknown("damaged PEM").caused_by(e.to_string()))?;
+        let (label, document) = SecretDocument::from_pem(block(text))
+            .map_err(|e| unknown("damaged PEM").caused_by(e.to_string()))?;
         match label {
             "PRIVATE KEY" => from_pkcs8(document.as_bytes()),
             "RSA PRIVATE KEY" => from_pkcs1(document.as_bytes()),
@@ -89,6 +89,23 @@ impl ImportedKey {
     pub(super) const fn key(&self) -> &PrivateKey {
         &self.0
     }
+}
+
+/// The private key among what else a PEM file holds (certificates, text before and after); else the first block.
+fn block(text: &str) -> &str {
+    const BEGIN: &str = "-----BEGIN ";
+    const END: &str = "-----END ";
+    const DASHES: &str = "-----";
+    let mut blocks = text.match_indices(BEGIN).map(|(at, _)| &text[at..]);
+    let first = blocks.clone().next().unwrap_or(text);
+    let from = blocks
+        .find(|b| b.lines().next().is_some_and(|line| line.trim_end().ends_with("PRIVATE KEY-----")))
+        .unwrap_or(first);
+    let end = from.find(END).and_then(|at| {
+        let label = at + END.len();
+        from[label..].find(DASHES).map(|len| label + len + DASHES.len())
+    });
+    end.map_or(from, |end| &from[..end])
 }
 
 fn from_der(der: &[u8], passphrase: Option<&[u8]>) -> Result<ImportedKey> {

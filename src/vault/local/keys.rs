@@ -95,6 +95,7 @@ impl LocalVault {
         let task = Task { operation: "KeyUpdate", permission: Permission::Update, path: &path, action: "" };
         self.audited(task, call, |work| {
             let mut row = work.find_for_admin(key)?;
+            work.change = Some(format!("enabled={enabled}"));
             if row.enabled != enabled {
                 row.enabled = enabled;
                 row.updated = now();

@@ -233,6 +233,7 @@ impl LocalVault {
             subject: format!("https://{}.vault.localhost{}", self.facts.id, task.path),
             allowed: false,
             bits: None,
+            change: None,
         };
         let answer = match body(&mut work) {
             Ok(answer) => Ok(answer),
@@ -247,7 +248,7 @@ impl LocalVault {
             }
             Err(broken) => return Err(broken), // dropping the transaction undoes it
         };
-        let Work { subject, allowed, bits, .. } = work;
+        let Work { subject, allowed, bits, change, .. } = work;
         let event = audit::Event {
             operation: task.operation,
             vault_name: &self.facts.name,
@@ -261,6 +262,7 @@ impl LocalVault {
             action: task.action,
             policy_match: allowed,
             bits,
+            change: change.as_deref(),
         };
         audit::append(&tx, &root, &self.facts.id, &event)?;
         tx.commit()?;
@@ -299,6 +301,8 @@ struct Work<'a> {
     allowed: bool,
     /// Size of the key that was used.
     bits: Option<u32>,
+    /// Administration: what is being changed; set when every check has passed.
+    change: Option<String>,
 }
 
 impl Work<'_> {
@@ -379,6 +383,7 @@ fn first_rows(conn: &mut Connection, root: &RootKey, facts: &Facts) -> Result<()
             action: "",
             policy_match: true,
             bits: None,
+            change: Some("the vault was made"),
         };
         audit::append(&tx, root, &facts.id, &event)?;
         Ok(tx.commit()?)
