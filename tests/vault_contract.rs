@@ -128,7 +128,7 @@ fn what_was_wrapped_comes_back_under_the_version_that_wrapped_it() {
     let back = s.admin.vault().unwrap(&s.wrapped, &s.user).unwrap();
     assert!(back.ct_eq(&s.dek));
     // Negative: exactly that version, never the latest.
-    let moved = WrappedDek { kid: newer.kid.clone(), ..s.wrapped.clone() };
+    let moved = WrappedDek { kid: newer.kid, ..s.wrapped.clone() };
     assert!(matches!(s.admin.vault().unwrap(&moved, &s.user), Err(VaultError::Corrupt(_))));
     // Two wraps of one data key differ: OAEP is randomised.
     assert_ne!(s.admin.vault().wrap(&s.key.kid, ALG, &s.dek, &s.user).unwrap().bytes, s.wrapped.bytes);

@@ -27,6 +27,9 @@ const APPLICATION_ID: i32 = 0x7764_4b56;
 /// Schema n is made by the first n of these; never edit one that was released.
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 
+/// No file has this device and inode.
+const NO_FILE: (u64, u64) = (0, 0);
+
 /// A connection, and which file it is a connection to.
 #[derive(Debug)]
 pub(super) struct Db {
@@ -61,6 +64,17 @@ impl Db {
         let path = dir.join(DATABASE);
         let meta = std::fs::metadata(&path).io_at("look at the vault", &path)?;
         Ok(self.file == (meta.dev(), meta.ino()))
+    }
+
+    /// Lets go of a file that is not current any more; from now on nothing is. It comes before the next `open`, because
+    /// two connections of one process to different databases of one path would share, and lose, the locks on `vault.db-shm`.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.file = NO_FILE;
+        self.conn = Connection::open_in_memory().map_err(|e| sql(&e))?;
+        Ok(())
     }
 }
 

@@ -181,6 +181,7 @@ impl LocalVault {
         let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         let unreachable = |e: Error| transient(e.chain());
         if !db.is_current(&self.dir).map_err(unreachable)? {
+            db.close().map_err(unreachable)?;
             let replacement = Db::open(&self.dir).map_err(unreachable)?;
             let (facts, _) = Facts::load(&replacement.conn).map_err(|e| from_sqlite(&e))?;
             if facts != self.facts {
