@@ -76,7 +76,9 @@ impl Source {
         let bytes = self.code.as_bytes();
         let ends_in_name = name(word.as_bytes().last());
         self.code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
-            !(at > 0 && name(bytes.get(at - 1))) && !(ends_in_name && name(bytes.get(at + word.len())))
+            let inside = at > 0 && name(bytes.get(at - 1));
+            let goes_on = ends_in_name && name(bytes.get(at + word.len()));
+            !inside && !goes_on
         })
     }
 
