@@ -10,24 +10,22 @@ use serde_json::Value;
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
+fn metadata(arguments: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--locked"])
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 /// Everything in the build for Linux, whatever features are on; `Cargo.lock` decides the versions.
 fn packages() -> Vec<Value> {
     let mut packages = Vec::new();
     for target in ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"] {
-        let output = Command::new(env!("CARGO"))
-            .args([
-                "metadata",
-                "--format-version=1",
-                "--locked",
-                "--all-features",
-                "--filter-platform",
-                target,
-            ])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let mut all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let mut all = metadata(&["--all-features", "--filter-platform", target]);
         let Value::Array(of_target) = all["packages"].take() else { panic!("cargo metadata: no packages") };
         packages.extend(of_target);
     }
@@ -106,6 +104,24 @@ fn no_system_crypto_library_is_linked() {
     let linked: Vec<_> = packages().iter().filter_map(|p| p["links"].as_str().map(str::to_owned)).collect();
     assert!(linked.iter().any(|l| l == "sqlite3"), "the question is not being asked: {linked:?}");
     assert!(!linked.iter().any(|l| ["openssl", "crypto", "ssl"].contains(&l.as_str())), "{linked:?}");
+}
+
+/// Without its feature `getrandom`, `rsa` takes no random numbers by itself and decrypts without blinding, silently;
+/// the answer to RUSTSEC-2023-0071 in deny.toml would then be untrue.
+#[test]
+fn rsa_decrypts_with_blinding() {
+    let all = metadata(&["--filter-platform", "x86_64-unknown-linux-gnu"]);
+    let features = |name: &str| {
+        let nodes = all["resolve"]["nodes"].as_array().unwrap();
+        let is = |node: &&Value| node["id"].as_str().unwrap().contains(&format!("#{name}@"));
+        nodes.iter().find(is).unwrap()["features"].as_array().unwrap().clone()
+    };
+    assert!(features("rsa").contains(&"getrandom".into()), "{:?}", features("rsa"));
+    assert!(!features("rsa").contains(&"hazmat".into()), "{:?}", features("rsa"));
+    assert!(
+        policy("advisories", "ignore").contains(&"RUSTSEC-2023-0071".to_owned()),
+        "then this test may go"
+    );
 }
 
 #[test]
