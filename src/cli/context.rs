@@ -1,0 +1,117 @@
+//! What every command starts from: the folders, the output format, the vault and the sets.
+
+use std::path::{Path, PathBuf};
+
+use super::output;
+use crate::control::{self, MountStatus};
+use crate::dirs::Dirs;
+use crate::error::{Error, ErrorKind, Result};
+use crate::set::access::Access;
+use crate::set::first_use::{self, FirstUse};
+use crate::vault::local::LocalVault;
+
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) dirs: Dirs,
+}
+
+impl Context {
+    pub(super) fn new(state: Option<PathBuf>) -> Result<Self> {
+        let mut dirs = Dirs::from_env()?;
+        if let Some(state) = state {
+            dirs.state = std::path::absolute(&state).map_err(|e| Error::io("resolve", e).at(&state))?;
+        }
+        Ok(Self { dirs })
+    }
+
+    /// The vault and the sets, made on first use; what was made is told once.
+    pub(super) fn access(&self) -> Result<Access> {
+        let (access, made) = first_use::ensure(&self.dirs)?;
+        if let Some(made) = made {
+            announce(&made);
+        }
+        Ok(access)
+    }
+
+    /// The vault and the sets, only if they are there: a command that looks must not make them.
+    pub(super) fn existing(&self) -> Result<Access> {
+        if LocalVault::exists(&self.dirs.state) {
+            return self.access();
+        }
+        Err(Error::new(ErrorKind::NotFound, "no vault here")
+            .at(&self.dirs.state)
+            .hint("the first wrapdisk create makes one; to use another user's, give --state DIR"))
+    }
+
+    /// The live mounts of this user.
+    pub(super) fn mounts(&self) -> Result<Vec<MountStatus>> {
+        control::live_mounts(&self.dirs)
+    }
+
+    /// The live mount that `disk` names: a container, a mountpoint, the presented file, or a uuid (RULINGS 2).
+    pub(super) fn mount_of(&self, disk: &Path) -> Result<Option<MountStatus>> {
+        let real = crate::fuse::mountpoint::resolve(disk).ok();
+        let names = |m: &MountStatus| {
+            disk.to_str() == Some(m.uuid.as_str())
+                || real.as_ref().is_some_and(|r| *r == m.mountpoint || *r == m.disk || *r == m.file)
+        };
+        Ok(self.mounts()?.into_iter().find(names))
+    }
+
+    /// The container that `disk` names: by a live mount, as a uuid in the registry, or as a path.
+    pub(super) fn container(&self, disk: &Path) -> Result<PathBuf> {
+        if let Some(mount) = self.mount_of(disk)? {
+            return Ok(mount.disk);
+        }
+        if let Some(uuid) = disk.to_str().filter(|t| uuid::Uuid::try_parse(t).is_ok() && !disk.exists())
+            && LocalVault::exists(&self.dirs.state)
+        {
+            let known = self.existing()?.sets.find(uuid)?;
+            let mut present = known.iter().filter(|c| c.path.exists());
+            return match (present.next(), present.next()) {
+                (Some(one), None) => Ok(one.path.clone()),
+                (Some(one), Some(other)) => Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "found several copies ({}, {}, ...), allowed one",
+                        one.path.display(),
+                        other.path.display()
+                    ),
+                )
+                .on(uuid)
+                .hint("name the one you mean by its path")),
+                (None, _) => {
+                    Err(Error::new(ErrorKind::NotFound, "no container with this uuid is known here").on(uuid))
+                }
+            };
+        }
+        absolute(disk)
+    }
+}
+
+/// Without links, absolute; the error of a path that is not there.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| {
+        let missing = e.kind() == std::io::ErrorKind::NotFound;
+        let error = Error::io("open", e).at(path);
+        if missing { error.hint("make a disk with: wrapdisk create FILE --size SIZE") } else { error }
+    })
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+fn announce(made: &FirstUse) {
+    output::note(&format!(
+        "First use: made a key vault, the RSA-{bits} key \"{key}\", and the set \"{set}\" whose identity may use it.\n\
+         Back up {state} now (vault.db and root.key together): without them no disk of this vault opens again.\n\
+         A disk opens without the vault only if it has a recovery passphrase (wrapdisk create --recovery-passphrase).\n\
+         The vault lies on this machine: who can read {state} and a disk's file can read the disk.",
+        bits = made.key.bits,
+        key = made.key.kid.name(),
+        set = made.set.name,
+        state = made.state.display(),
+    ));
+}

@@ -1,0 +1,70 @@
+//! A mount in the background: the same command runs again as a child, which says on its standard output when it is
+//! usable. The parent waits for that, so errors and exit codes are the user's; no process ever forks with threads.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+
+/// Set in the child: it detaches from the terminal once it is usable.
+const CHILD: &str = "WRAPDISK_BACKGROUND";
+
+/// True in the child that `spawn` started.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
+/// How the child ended before it was usable.
+pub(super) enum Spawned {
+    /// It is usable; this is the line it said.
+    Ready(String),
+    /// It failed, said why on standard error, and this was its exit code.
+    Failed(u8),
+}
+
+/// Runs `args` (without the program) as a child in the background.
+pub(super) fn spawn(args: &[OsString]) -> Result<Spawned> {
+    let program = std::env::current_exe().io_at("find this program", "/proc/self/exe")?;
+    let mut child = Command::new(&program)
+        .args(args)
+        .env(CHILD, "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .io_at("start the mount's process", &program)?;
+    let stdout =
+        child.stdout.take().ok_or_else(|| Error::new(ErrorKind::Other, "the child has no output"))?;
+    let mut ready = String::new();
+    BufReader::new(stdout).read_line(&mut ready).io_at("wait for the mount", "")?;
+    if ready.ends_with('\n') {
+        return Ok(Spawned::Ready(ready));
+    }
+    let status = child.wait().io_at("wait for the mount", "")?;
+    let code = status.code().and_then(|c| u8::try_from(c).ok());
+    match code {
+        Some(0) | None => {
+            Err(Error::new(ErrorKind::Other, format!("the mount's process ended early: {status}")))
+        }
+        Some(code) => Ok(Spawned::Failed(code)),
+    }
+}
+
+/// In the child, once usable and said so: leaves the terminal's session; messages go to `log` from here on.
+pub(super) fn detach(log: &Path) -> Result<()> {
+    let null =
+        std::fs::File::options().read(true).write(true).open("/dev/null").io_at("open", "/dev/null")?;
+    let log_file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .or_else(|_| null.try_clone())
+        .io_at("open", log)?;
+    // EPERM: it leads a session already.
+    let _ = nix::unistd::setsid();
+    nix::unistd::dup2_stdin(null.as_fd()).io_at("redirect", "standard input")?;
+    nix::unistd::dup2_stdout(null.as_fd()).io_at("redirect", "standard output")?;
+    nix::unistd::dup2_stderr(log_file.as_fd()).io_at("redirect", "standard error")?;
+    std::env::set_current_dir("/").io_at("change to", "/")
+}

@@ -1,0 +1,116 @@
+//! `wrapdisk info`.
+
+use std::path::{Path, PathBuf};
+
+use super::context::Context;
+use super::{output, size, unlock};
+use crate::error::{ErrorKind, Result};
+use crate::luks2::{Header, Holes};
+use crate::store::{Access as StoreAccess, BackingStore, FileStore};
+
+/// Show what a container is: size, key versions, keyslots; nothing is unlocked
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk info vm.wd
+  wrapdisk info vm.wd --output json | jq .tokens")]
+pub(super) struct Args {
+    /// Container, mountpoint or uuid
+    disk: PathBuf,
+
+    #[command(flatten)]
+    output: output::Args,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
+    let path = context.container(&args.disk)?;
+    let (store, header) = load_shared(context, &path)?;
+    let allocated = store.allocated()?.get();
+    if args.output.json() {
+        return output::json(&to_json(&path, &header, allocated));
+    }
+    show(&path, &header, allocated)
+}
+
+/// Reads a header beside its owner: a live mount of ours holds the lock, and two copies with checksums make reading
+/// without it safe (a commit in progress leaves one of them whole at every moment).
+pub(super) fn load_shared(context: &Context, path: &Path) -> Result<(FileStore, Header)> {
+    match unlock::load(context, path, StoreAccess::ReadOnly) {
+        Err(e) if e.kind() == ErrorKind::Busy && context.mount_of(path)?.is_some() => {
+            let store = FileStore::peek(path)?;
+            let header = Header::load(&store).map_err(|e| e.at(path))?;
+            Ok((store, header))
+        }
+        other => other,
+    }
+}
+
+fn holes(header: &Header) -> &'static str {
+    match header.holes() {
+        Holes::Zeros => "zeros",
+        Holes::None => "none",
+    }
+}
+
+fn to_json(path: &Path, header: &Header, allocated: u64) -> serde_json::Value {
+    let tokens: Vec<_> = header
+        .tokens()
+        .map(|(id, token)| {
+            serde_json::json!({ "id": id, "set": token.set(), "kid": token.wrapped().kid.as_str(), "alg": token.wrapped().alg.name() })
+        })
+        .collect();
+    let keyslots: Vec<_> = header
+        .keyslots()
+        .iter()
+        .map(|slot| serde_json::json!({ "id": slot.id, "kdf": slot.kdf.to_string() }))
+        .collect();
+    serde_json::json!({
+        "disk": path,
+        "uuid": header.uuid(),
+        "label": header.label(),
+        "kind": header.kind().to_string(),
+        "size": header.size().get(),
+        "allocated": allocated,
+        "sectorSize": header.segment().sector_size.bytes(),
+        "offset": header.segment().offset.get(),
+        "encryption": "aes-xts-plain64",
+        "holes": holes(header),
+        "discards": header.discards(),
+        "seqid": header.seqid(),
+        "tokens": tokens,
+        "keyslots": keyslots,
+        "warnings": header.warnings(),
+    })
+}
+
+fn show(path: &Path, header: &Header, allocated: u64) -> Result<()> {
+    let plain = if header.is_plain() { " (plain LUKS2, no vault token)" } else { "" };
+    let holes = match header.holes() {
+        Holes::Zeros => "read as zeros; they show which sectors were never used",
+        Holes::None => "none: every sector is encrypted data",
+    };
+    let mut fields = vec![
+        ("disk", path.display().to_string()),
+        ("kind", format!("{}{plain}", header.kind())),
+        ("size", format!("{} ({} bytes)", size::show(header.size().get()), header.size())),
+        ("allocated", size::show(allocated)),
+        ("uuid", header.uuid().to_owned()),
+        (
+            "encryption",
+            format!("aes-xts-plain64, 512-bit key, {}-byte sectors", header.segment().sector_size.bytes()),
+        ),
+        ("holes", holes.to_owned()),
+        ("discards", if header.discards() { "free space" } else { "write encrypted zeros" }.to_owned()),
+    ];
+    if !header.label().is_empty() {
+        fields.insert(1, ("label", header.label().to_owned()));
+    }
+    for (_, token) in header.tokens() {
+        fields.push(("set", token.set().to_owned()));
+        fields.push(("key", token.wrapped().kid.to_string()));
+    }
+    for slot in header.keyslots() {
+        fields.push(("keyslot", format!("{}: {}", slot.id, slot.kdf)));
+    }
+    output::fields(&fields)
+}

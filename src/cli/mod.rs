@@ -1,0 +1,165 @@
+//! The command line: one file a subcommand. clap types are parsed into validated types; nothing is decided twice.
+//!
+//! Must never see: FUSE requests, key bytes outside `Secret`. Secrets are never arguments.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+
+mod check;
+mod context;
+mod create;
+mod daemon;
+mod generate;
+mod header;
+mod helper;
+mod info;
+mod key;
+mod mount;
+mod output;
+mod prompt;
+mod seal;
+mod set;
+mod size;
+mod status;
+mod umount;
+mod unlock;
+mod volume_key;
+
+use context::Context;
+
+/// Plaintext disks in a mount, ciphertext in a LUKS2 file, the key in a vault.
+///
+/// A container is a standard LUKS2 file. Its data key is wrapped by an RSA key in a key vault that you control: enable,
+/// disable, import, rotate. Mounting it shows the plaintext as one file, disk.img.
+#[derive(Debug, Parser)]
+#[command(name = "wrapdisk", version, propagate_version = true, max_term_width = 100)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk create vm.wd --size 20G          make a disk (first use also makes the vault and a key)
+  wrapdisk mount vm.wd /mnt/vm              /mnt/vm/disk.img is the plaintext disk
+  wrapdisk mount --create 1G demo.wd ./demo make it if it is missing, and mount it
+  wrapdisk status                           what is mounted
+  wrapdisk umount /mnt/vm
+  wrapdisk key disable disk-kek             no new mount of any disk under this key
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 key denied or wrong passphrase, 4 vault unreachable, 5 container damaged.
+Files: see wrapdisk(1). WRAPDISK_HOME puts all state under one folder.")]
+pub struct Cli {
+    /// Folder of vault.db, root.key and sets.db [default: per user; see wrapdisk(1)]
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
+
+    /// Say more; twice: debug
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(create::Args),
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Info(info::Args),
+    Check(check::Args),
+    Status(status::Args),
+    VolumeKey(volume_key::Args),
+    Seal(seal::Args),
+    #[command(subcommand)]
+    Header(header::Command),
+    #[command(subcommand)]
+    Key(key::Command),
+    #[command(subcommand)]
+    Set(set::Command),
+    Completion(generate::CompletionArgs),
+    #[command(subcommand, hide = true)]
+    Generate(generate::Command),
+}
+
+/// Runs the program: parses, runs, prints the error once, and says the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(helper) = helper::parse(&args) {
+        return helper::main(helper);
+    }
+    match Cli::try_parse_from(&args) {
+        Ok(cli) => finish(run(cli, &args)),
+        Err(e) => {
+            // clap: 0 for --help and --version, 2 for usage.
+            let code = u8::try_from(e.exit_code()).unwrap_or(2);
+            let _ = e.print();
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn finish(done: Result<u8>) -> ExitCode {
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            report(&e);
+            ExitCode::from(e.kind().exit_code())
+        }
+    }
+}
+
+/// `wrapdisk: SUBJECT: what: cause`, and what to do.
+fn report(e: &Error) {
+    eprintln!("wrapdisk: {}", e.chain());
+    if let Some(hint) = e.advice() {
+        eprintln!("  {hint}");
+    }
+}
+
+/// The exit code; not 0 only where a child of ours failed and has said why.
+fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
+    crate::secret::harden_process()?;
+    start_log(cli.verbose);
+    let context = Context::new(cli.state)?;
+    let done = match cli.command {
+        Command::Mount(mount) => return mount::run(&context, mount, args),
+        Command::Create(args) => create::run(&context, &args),
+        Command::Umount(args) => umount::run(&context, &args),
+        Command::Info(args) => info::run(&context, &args),
+        Command::Check(args) => check::run(&context, &args),
+        Command::Status(args) => status::run(&context, &args),
+        Command::VolumeKey(args) => volume_key::run(&context, &args),
+        Command::Seal(args) => seal::run(&context, &args),
+        Command::Header(command) => header::run(&context, &command),
+        Command::Key(command) => key::run(&context, &command),
+        Command::Set(command) => set::run(&context, &command),
+        Command::Completion(args) => generate::completion(&args),
+        Command::Generate(command) => generate::run(&command),
+    };
+    done.map(|()| 0)
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => log::LevelFilter::Warn,
+        1 => log::LevelFilter::Info,
+        _ => log::LevelFilter::Debug,
+    };
+    // fuser explains every mount at info; it is of interest only when looking for a fault.
+    let fuser = if verbose > 1 { level } else { log::LevelFilter::Error };
+    let _ = env_logger::Builder::new()
+        .filter_level(level)
+        .filter_module("fuser", fuser)
+        .format(|buf, record| {
+            use std::io::Write;
+            writeln!(buf, "wrapdisk: {}: {}", record.level().as_str().to_lowercase(), record.args())
+        })
+        .try_init();
+}
+
+fn usage(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Usage, message)
+}

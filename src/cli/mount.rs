@@ -1,0 +1,241 @@
+//! `wrapdisk mount`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::context::{self, Context};
+use super::daemon::{self, Spawned};
+use super::unlock::{self, Opened, UnlockArgs};
+use super::{create, output, size};
+use crate::control::{MountStatus, Server};
+use crate::disk::PlainDisk;
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::fuse::{MountConfig, Session, mountpoint};
+use crate::store::Access as StoreAccess;
+use crate::units::ByteLen;
+
+/// Cache when nothing is said (RULINGS 5).
+const DEFAULT_CACHE: ByteLen = match ByteLen::new(64 << 20) {
+    Some(len) => len,
+    None => ByteLen::ZERO,
+};
+
+/// Show the plaintext of a disk at a mountpoint
+///
+/// On a folder, the plaintext is the file disk.img in it; on a regular file, it is that file. The command prints the
+/// path of the plaintext and returns when it is usable; the mount stays in the background until it is unmounted.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk mount vm.wd /mnt/vm                       /mnt/vm/disk.img is the plaintext
+  wrapdisk mount --create 1G demo.wd ./demo          make the disk (and the folder) if it is missing
+  wrapdisk mount vm.wd /mnt/vm --read-only
+  wrapdisk mount old-luks2.img /mnt/old --passphrase a container made by cryptsetup
+  mount -t fuse.wrapdisk vm.wd /mnt/vm -o ro,allow_other,cache-size=256M
+  /srv/vm.wd /mnt/vm fuse.wrapdisk defaults,nofail 0 0        the same in /etc/fstab")]
+pub(super) struct Args {
+    /// The container: a path, or the uuid of one that was seen before
+    pub(super) disk: PathBuf,
+
+    /// An empty folder, or a regular file
+    pub(super) mountpoint: PathBuf,
+
+    /// Make a disk of SIZE first if there is none (and the folder, if that is missing)
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_disk)]
+    pub(super) create: Option<ByteLen>,
+
+    #[command(flatten)]
+    pub(super) new: create::Options,
+
+    /// Refuse writes; several read-only mounts may share a disk
+    #[arg(long, short)]
+    pub(super) read_only: bool,
+
+    /// Let other users reach the mount; the file's owner and mode still decide who may open it
+    #[arg(long)]
+    pub(super) allow_other: bool,
+
+    /// Owner of the presented file (implies --allow-other) [default: who mounts]
+    #[arg(long)]
+    pub(super) uid: Option<u32>,
+
+    /// Group of the presented file [default: of who mounts]
+    #[arg(long)]
+    pub(super) gid: Option<u32>,
+
+    /// Memory for plaintext blocks that were read; 0: none [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(super) cache_size: Option<ByteLen>,
+
+    /// Stay in the foreground; messages go to standard error
+    #[arg(long, short)]
+    pub(super) foreground: bool,
+
+    /// Mount over a folder that is not empty
+    #[arg(long)]
+    pub(super) nonempty: bool,
+
+    #[command(flatten)]
+    pub(super) unlock: UnlockArgs,
+
+    #[command(flatten)]
+    output: output::Args,
+
+    /// Threads that serve requests [default: 2 to 4, by processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64), hide_short_help = true)]
+    pub(super) threads: Option<u8>,
+
+    /// Largest request, 64K to 1M [default: 256K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_request, hide_short_help = true)]
+    pub(super) max_request: Option<u32>,
+}
+
+fn parse_request(text: &str) -> Result<u32, String> {
+    let size = size::parse(text)?.get();
+    u32::try_from(size)
+        .ok()
+        .filter(|n| (64 << 10..=1 << 20).contains(n) && n % 4096 == 0)
+        .ok_or_else(|| format!("found {size} bytes, allowed 64K to 1M in steps of 4K"))
+}
+
+pub(super) fn run(context: &Context, args: Args, argv: &[OsString]) -> Result<u8> {
+    check(&args)?;
+    if args.foreground || daemon::is_child() {
+        return serve(context, &args).map(|()| 0);
+    }
+    match daemon::spawn(argv.get(1..).unwrap_or_default())? {
+        Spawned::Ready(said) => output::line(said.trim_end()).map(|()| 0),
+        // The child has said why.
+        Spawned::Failed(code) => Ok(code),
+    }
+}
+
+fn serve(context: &Context, args: &Args) -> Result<()> {
+    if let Some(size) = args.create {
+        make_missing(context, args, size)?;
+    }
+    let (mountpoint, layout) = mountpoint::prepare(&args.mountpoint, args.nonempty)?;
+    let path = context.container(&args.disk)?;
+    let access = if args.read_only { StoreAccess::ReadOnly } else { StoreAccess::ReadWrite };
+    let opened =
+        unlock::open(context, &path, access, &args.unlock, &format!("mount {}", mountpoint.display()))?;
+    let disk = Arc::new(opened.disk(args.cache_size.unwrap_or(DEFAULT_CACHE), args.read_only)?);
+    let config = MountConfig {
+        source: path,
+        mountpoint: mountpoint.clone(),
+        layout,
+        uid: args.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+        gid: args.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+        allow_other: args.allow_other || args.uid.is_some(),
+        threads: args.threads.map(usize::from),
+        max_request: args.max_request,
+    };
+    let session = Session::mount(Arc::clone(&disk), config)?;
+    let status = status_source(&opened, &disk, &mountpoint, &session.presented(), args.read_only);
+    let server = Server::start(&context.dirs, &mountpoint, Arc::new(status))?;
+    ready(context, &session.presented(), &opened, args.output.json())?;
+    // The key is in the cipher behind the gate now; this copy must not outlive the start.
+    let path = opened.path.clone();
+    drop(opened);
+    let served = session.run().map_err(|e| e.at(&path));
+    drop(server);
+    served
+}
+
+/// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.
+fn ready(context: &Context, file: &Path, opened: &Opened, json: bool) -> Result<()> {
+    if json {
+        let value = serde_json::json!({ "file": file, "disk": opened.path, "uuid": opened.header.uuid(), "pid": std::process::id() });
+        output::line(&value.to_string())?;
+    } else {
+        output::line(&file.display().to_string())?;
+    }
+    notify_systemd()?;
+    if daemon::is_child() {
+        daemon::detach(&context.dirs.run.join("mount.log"))?;
+    }
+    Ok(())
+}
+
+/// `READY=1` to the service manager, when there is one (`sd_notify(3)`: one datagram to the socket in NOTIFY_SOCKET).
+fn notify_systemd() -> Result<()> {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let sender = std::os::unix::net::UnixDatagram::unbound().io_at("notify systemd", "")?;
+    let name = std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str());
+    let address = match name.strip_prefix(b"@") {
+        Some(name) => {
+            <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
+        }
+        None => std::os::unix::net::SocketAddr::from_pathname(&socket),
+    };
+    let sent = address.and_then(|address| sender.send_to_addr(b"READY=1\n", &address));
+    sent.map(|_| ()).io_at("notify systemd at", Path::new(&socket))
+}
+
+fn make_missing(context: &Context, args: &Args, size: ByteLen) -> Result<()> {
+    if !args.disk.exists() {
+        create::create(context, &args.disk, size, &args.new, false)?;
+    }
+    // exists() follows the dead mount's error too: only a name that is free is made.
+    match std::fs::symlink_metadata(&args.mountpoint) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir(&args.mountpoint).io_at("make the mountpoint", &args.mountpoint)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn status_source(
+    opened: &Opened,
+    disk: &Arc<PlainDisk>,
+    mountpoint: &Path,
+    file: &Path,
+    read_only: bool,
+) -> impl Fn() -> MountStatus + Send + Sync + use<> {
+    let fixed = MountStatus {
+        uuid: opened.header.uuid().to_owned(),
+        disk: opened.path.clone(),
+        mountpoint: mountpoint.to_owned(),
+        file: file.to_owned(),
+        pid: std::process::id(),
+        state: String::new(),
+        size: disk.len().get(),
+        read_only,
+        set: opened.header.tokens().next().map(|(_, token)| token.set().to_owned()),
+        key: opened.kid.as_ref().map(ToString::to_string),
+        unguarded: opened.kid.is_none(),
+        mounted_at: output::time(context::now()),
+        memory_locked: true,
+        io: disk.io_stats(),
+        cache: None,
+    };
+    let disk = Arc::clone(disk);
+    move || MountStatus {
+        state: if disk.volume().gate().is_open() { "ready" } else { "revoked" }.to_owned(),
+        memory_locked: crate::secret::all_locked(),
+        io: disk.io_stats(),
+        cache: disk.cache_stats(),
+        ..fixed.clone()
+    }
+}
+
+/// For the mount helper: is exactly this mounted already?
+pub(super) fn is_mounted(context: &Context, disk: &Path, place: &Path) -> bool {
+    let same = |m: &MountStatus| {
+        disk.canonicalize().is_ok_and(|d| d == m.disk)
+            && mountpoint::resolve(place).is_ok_and(|p| p == m.mountpoint)
+    };
+    context.mounts().is_ok_and(|mounts| mounts.iter().any(same))
+}
+
+/// The error of options that contradict each other.
+fn check(args: &Args) -> Result<()> {
+    if args.read_only && args.create.is_some() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "--create makes a writable disk; it does not go with --read-only",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Passphrases and confirmations: from the terminal or a file, never from the command line.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+
+use zeroize::Zeroize;
+
+use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::secret::SecretBytes;
+
+/// Longest passphrase file. cryptsetup's default limit for keyfiles is 8 MiB; nobody types that.
+const MAX_FILE: u64 = 8 * 1024 * 1024;
+
+/// Asks on the terminal; with `twice`, until both answers agree is not waited for: they must.
+///
+/// # Errors
+/// `Usage` without a terminal, `InvalidInput` when the two differ or nothing was typed.
+pub(super) fn passphrase(question: &str, twice: bool) -> Result<SecretBytes> {
+    let ask = |question: &str| -> Result<SecretBytes> {
+        let mut typed = rpassword::prompt_password(question).map_err(|e| {
+            Error::new(ErrorKind::Usage, "passphrase: no terminal to ask on")
+                .caused_by(e)
+                .hint("give it in a file: --passphrase-file FILE (or --recovery-file for create)")
+        })?;
+        // rpassword hands out a String; its bytes move into a secret and the String is wiped.
+        let secret = SecretBytes::zeroed(typed.len()).map(|mut secret| {
+            secret.expose_mut().copy_from_slice(typed.as_bytes());
+            secret
+        });
+        typed.zeroize();
+        secret
+    };
+    let first = ask(&format!("{question}: "))?;
+    if first.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "passphrase: found nothing, allowed at least one character",
+        ));
+    }
+    if twice {
+        let second = ask(&format!("{question} (again): "))?;
+        if !bool::from(subtle::ConstantTimeEq::ct_eq(first.expose(), second.expose())) {
+            return Err(Error::new(ErrorKind::InvalidInput, "passphrase: the two answers differ"));
+        }
+    }
+    Ok(first)
+}
+
+/// Reads a passphrase file; `-` is standard input. One newline at the end is not part of the passphrase (ON-DISK section 9).
+///
+/// # Errors
+/// `NotFound`, `PermissionDenied`, `InvalidInput` when empty or too long.
+pub(super) fn passphrase_file(path: &Path) -> Result<SecretBytes> {
+    let mut secret = secret_file(path)?;
+    if secret.expose().last() == Some(&b'\n') {
+        let len = secret.len() - 1;
+        secret.truncate(len);
+    }
+    if secret.is_empty() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "passphrase file: found nothing, allowed at least one byte",
+        )
+        .at(path));
+    }
+    Ok(secret)
+}
+
+/// Reads a file that holds a secret, straight into secret memory; `-` is standard input.
+///
+/// # Errors
+/// As [`passphrase_file`].
+pub(super) fn secret_file(path: &Path) -> Result<SecretBytes> {
+    let mut source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(Unbuffered)
+    } else {
+        Box::new(std::fs::File::open(path).io_at("open", path)?)
+    };
+    let mut secret = SecretBytes::zeroed(4096)?;
+    let mut filled = 0;
+    loop {
+        if filled == secret.len() {
+            if filled as u64 >= MAX_FILE {
+                return Err(
+                    Error::new(ErrorKind::InvalidInput, format!("found more than {MAX_FILE} bytes")).at(path)
+                );
+            }
+            let mut larger = SecretBytes::zeroed(secret.len() * 2)?;
+            larger.expose_mut()[..filled].copy_from_slice(secret.expose());
+            secret = larger;
+        }
+        match source.read(&mut secret.expose_mut()[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", e).at(path)),
+        }
+    }
+    secret.truncate(filled);
+    Ok(secret)
+}
+
+/// Standard input without std's buffer, which would keep a copy of the secret.
+struct Unbuffered;
+
+impl Read for Unbuffered {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        Ok(nix::unistd::read(std::io::stdin(), buf)?)
+    }
+}
+
+/// Asks for the word "yes" on the terminal; `assumed` (`--yes`) answers for scripts.
+///
+/// # Errors
+/// `Usage` without a terminal and without `--yes`; `Other` for any other answer.
+pub(super) fn confirm(question: &str, assumed: bool) -> Result<()> {
+    if assumed {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Error::new(ErrorKind::Usage, format!("{question}: not confirmed"))
+            .hint("add --yes to do it without being asked"));
+    }
+    eprint!("{question}. Type yes to go on: ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).io_at("read the answer", "")?;
+    if answer.trim() == "yes" {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::Other, "not confirmed; nothing was done"))
+    }
+}

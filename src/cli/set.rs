@@ -1,0 +1,66 @@
+//! `wrapdisk set ...`: disk encryption sets, as far as the embedded vault's first use makes them.
+
+use super::context::Context;
+use super::output;
+use crate::error::Result;
+
+/// Show disk encryption sets: which key wraps the data keys, and in whose name
+#[derive(Debug, clap::Subcommand)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk set list
+  wrapdisk set show default --output json")]
+pub(super) enum Command {
+    /// List all sets
+    List(output::Args),
+    /// Show one set and the disks that belong to it
+    Show(Show),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Show {
+    name: String,
+
+    #[command(flatten)]
+    output: output::Args,
+}
+
+pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
+    let sets = context.existing()?.sets;
+    match command {
+        Command::List(output) => {
+            let all = sets.list()?;
+            if output.json() {
+                return output::json(&all.iter().map(crate::set::Set::to_json).collect::<Vec<_>>());
+            }
+            let mut rows = Vec::new();
+            for set in &all {
+                let disks = sets.containers(Some(set.id))?.len();
+                rows.push(vec![set.name.clone(), set.active.to_string(), disks.to_string()]);
+            }
+            output::table(&["NAME", "ACTIVE KEY", "DISKS"], &rows)
+        }
+        Command::Show(args) => {
+            let set = sets.by_name(&args.name)?;
+            let disks = sets.containers(Some(set.id))?;
+            if args.output.json() {
+                return output::json(&set.to_json());
+            }
+            output::fields(&[
+                ("name", set.name.clone()),
+                ("id", set.id.to_string()),
+                ("identity", set.identity.to_string()),
+                ("key", set.key.clone()),
+                ("active version", set.active.version().to_owned()),
+                ("follows", if set.pinned { "this version" } else { "the latest version" }.to_owned()),
+                ("created", output::time(set.created)),
+                ("disks", disks.len().to_string()),
+            ])?;
+            for disk in disks {
+                let missing = if disk.path.exists() { "" } else { "  (missing)" };
+                output::line(&format!("  {}{missing}", disk.path.display()))?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `wrapdisk status`.
+
+use std::path::PathBuf;
+
+use super::context::Context;
+use super::{output, size};
+use crate::cache::CacheStats;
+use crate::control::MountStatus;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Show what is mounted: disk, key version, cache and I/O counters
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk status
+  wrapdisk status /mnt/vm
+  wrapdisk status --output json | jq '.[].cache'")]
+pub(super) struct Args {
+    /// Only this one: container, mountpoint or uuid
+    disk: Option<PathBuf>,
+
+    #[command(flatten)]
+    output: output::Args,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
+    let mounts = match &args.disk {
+        None => context.mounts()?,
+        Some(disk) => match context.mount_of(disk)? {
+            Some(mount) => vec![mount],
+            None => return Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk)),
+        },
+    };
+    if args.output.json() {
+        return output::json(&mounts);
+    }
+    if mounts.is_empty() {
+        return output::line("nothing is mounted");
+    }
+    for (i, mount) in mounts.iter().enumerate() {
+        if i > 0 {
+            output::line("")?;
+        }
+        show(mount)?;
+    }
+    Ok(())
+}
+
+fn show(m: &MountStatus) -> Result<()> {
+    let mut state = m.state.clone();
+    if m.read_only {
+        state.push_str(", read-only");
+    }
+    if m.unguarded {
+        state.push_str(", unguarded (opened without the vault)");
+    }
+    if !m.memory_locked {
+        state.push_str(", key memory may reach swap (raise RLIMIT_MEMLOCK)");
+    }
+    let io = &m.io;
+    let mut fields = vec![
+        ("disk", m.disk.display().to_string()),
+        ("file", m.file.display().to_string()),
+        ("state", state),
+        ("size", size::show(m.size)),
+        ("uuid", m.uuid.clone()),
+        ("set", m.set.clone().unwrap_or_else(|| "none".to_owned())),
+        ("key", m.key.clone().unwrap_or_else(|| "none (passphrase)".to_owned())),
+        ("process", format!("{} since {}", m.pid, m.mounted_at)),
+        (
+            "I/O",
+            format!(
+                "{} reads ({}), {} writes ({}), {} discards, {} syncs, {} errors",
+                io.reads,
+                size::show(io.read_bytes),
+                io.writes,
+                size::show(io.written_bytes),
+                io.discards,
+                io.flushes,
+                io.errors
+            ),
+        ),
+    ];
+    fields.push(("cache", m.cache.as_ref().map_or_else(|| "off".to_owned(), cache)));
+    output::fields(&fields)
+}
+
+fn cache(c: &CacheStats) -> String {
+    let asked = c.hits + c.misses;
+    let rate = (c.hits * 100)
+        .checked_div(asked)
+        .map_or_else(|| "unused".to_owned(), |rate| format!("{rate} % hits"));
+    let bytes = |blocks: u64| size::show(blocks * crate::cache::BLOCK as u64);
+    format!(
+        "{rate} ({} hits, {} misses, {} evictions), {} of {}",
+        c.hits,
+        c.misses,
+        c.evictions,
+        bytes(c.blocks),
+        bytes(c.capacity)
+    )
+}

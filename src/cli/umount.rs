@@ -1,0 +1,72 @@
+//! `wrapdisk umount`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::context::Context;
+use crate::control::MountStatus;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fuse::mountpoint;
+
+/// How long to wait for the daemon's last sync before giving the prompt back.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Unmount a disk and wait until everything is on its backing file
+///
+/// umount(8) and fusermount3 -u do as well; this also waits for the mount's process to end, so that the disk can be
+/// mounted again at once.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk umount /mnt/vm
+  wrapdisk umount vm.wd
+  wrapdisk umount --lazy /mnt/vm      detach now; the mount ends when its last user is gone")]
+pub(super) struct Args {
+    /// Mountpoint, container or uuid
+    disk: PathBuf,
+
+    /// Detach even while in use
+    #[arg(long, short)]
+    lazy: bool,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
+    let mount = context.mount_of(&args.disk)?;
+    let place = match &mount {
+        Some(mount) => mount.mountpoint.clone(),
+        None => not_of_this_user(&args.disk)?,
+    };
+    mountpoint::unmount(&place, args.lazy)?;
+    match mount {
+        Some(mount) if !args.lazy => wait_for_end(&mount),
+        _ => Ok(()),
+    }
+}
+
+/// A mount without an answering daemon: dead, or another user's.
+fn not_of_this_user(disk: &Path) -> Result<PathBuf> {
+    let real = mountpoint::resolve(disk)?;
+    match mountpoint::mounted_at(&real)? {
+        Some(found) if found.fs_type == mountpoint::FS_TYPE => Ok(real),
+        _ => {
+            Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is"))
+        }
+    }
+}
+
+fn wait_for_end(mount: &MountStatus) -> Result<()> {
+    let pid = PathBuf::from(format!("/proc/{}", mount.pid));
+    let start = Instant::now();
+    while pid.exists() {
+        if start.elapsed() > PATIENCE {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("unmounted, but process {} is still writing", mount.pid),
+            )
+            .at(&mount.disk)
+            .hint("wait until it ends before you copy or move the container"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

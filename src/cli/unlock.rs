@@ -1,0 +1,170 @@
+//! Opening a container: lock, header, key, disk. Shared by every command that needs the data or the key.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::context::{self, Context};
+use super::prompt;
+use crate::cache::BlockCache;
+use crate::disk::PlainDisk;
+use crate::envelope::Kid;
+use crate::error::{Error, ErrorKind, Result};
+use crate::luks2::{Header, Holes, Kind, keyslot};
+use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore};
+use crate::units::ByteLen;
+use crate::volume::{EncryptedVolume, Gate, Layout};
+use crate::xts::{Engine, VolumeKey, XtsCipher};
+
+/// How to get the volume key.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(super) struct UnlockArgs {
+    /// Open with a passphrase (a recovery keyslot) instead of the vault: asks for it on the terminal
+    #[arg(long)]
+    pub(super) passphrase: bool,
+
+    /// Read the passphrase from FILE ("-": standard input); a newline at its end is not part of it
+    #[arg(long, value_name = "FILE")]
+    pub(super) passphrase_file: Option<PathBuf>,
+
+    /// Most memory that a passphrase's Argon2 may use, up to 4G
+    #[arg(long, value_name = "SIZE", value_parser = super::size::parse, hide_short_help = true)]
+    pub(super) max_kdf_memory: Option<ByteLen>,
+}
+
+impl UnlockArgs {
+    fn wants_passphrase(&self) -> bool {
+        self.passphrase || self.passphrase_file.is_some()
+    }
+}
+
+/// A locked container whose key passed every check.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) path: PathBuf,
+    pub(super) store: Arc<LatchedStore<FileStore>>,
+    pub(super) header: Header,
+    pub(super) key: VolumeKey,
+    /// The key version that opened it; `None`: a passphrase did.
+    pub(super) kid: Option<Kid>,
+}
+
+/// Locks the container and reads its header. On a busy one, says who has it.
+pub(super) fn load(context: &Context, path: &Path, access: StoreAccess) -> Result<(FileStore, Header)> {
+    let store = FileStore::open(path, access).map_err(|e| name_the_holder(context, path, e))?;
+    let header = Header::load(&store).map_err(|e| e.at(path))?;
+    for warning in header.warnings() {
+        log::warn!("{}: {warning}", path.display());
+    }
+    if access == StoreAccess::ReadWrite {
+        header.repair_copies(&store).map_err(|e| e.at(path))?;
+    }
+    Ok((store, header))
+}
+
+fn name_the_holder(context: &Context, path: &Path, e: Error) -> Error {
+    if e.kind() != ErrorKind::Busy {
+        return e;
+    }
+    match context.mount_of(path) {
+        Ok(Some(mount)) => Error::new(
+            ErrorKind::Busy,
+            format!("in use: mounted at {} by process {}", mount.mountpoint.display(), mount.pid),
+        )
+        .at(path)
+        .hint(format!("unmount it first: wrapdisk umount {}", mount.mountpoint.display())),
+        _ => e,
+    }
+}
+
+/// Locks, loads and unlocks.
+pub(super) fn open(
+    context: &Context,
+    path: &Path,
+    access: StoreAccess,
+    args: &UnlockArgs,
+    reason: &str,
+) -> Result<Opened> {
+    let (store, mut header) = load(context, path, access)?;
+    if access == StoreAccess::ReadWrite && header.kind() != Kind::Disk {
+        return Err(Error::new(
+            ErrorKind::ReadOnly,
+            format!("kind: found {}, allowed disk for a writable mount", header.kind()),
+        )
+        .at(path)
+        .hint("mount it with --read-only"));
+    }
+    let (key, kid) = if args.wants_passphrase() {
+        (by_passphrase(&mut header, &store, args).map_err(|e| on(e, path))?, None)
+    } else if header.is_plain() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "tokens: found no wrapdisk-vault token, allowed 1 to 8",
+        )
+        .at(path)
+        .hint("this is a plain LUKS2 container; open it with --passphrase"));
+    } else {
+        let vault = context.existing()?;
+        let unlocked = vault.unlock(&header, reason).map_err(|e| on(e, path))?;
+        for warning in &unlocked.warnings {
+            log::warn!("{}: {warning}", path.display());
+        }
+        vault.record(&header, path, context::now())?;
+        (unlocked.key, Some(unlocked.kid))
+    };
+    Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid })
+}
+
+/// Puts the path in front where the error has no better subject.
+fn on(e: Error, path: &Path) -> Error {
+    if e.kind() == ErrorKind::WrongKey || e.kind() == ErrorKind::Damaged { e.at(path) } else { e }
+}
+
+fn by_passphrase(header: &mut Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
+    let passphrase = match &args.passphrase_file {
+        Some(file) => prompt::passphrase_file(file)?,
+        None => prompt::passphrase("Passphrase", false)?,
+    };
+    let mut limits = keyslot::Limits::default();
+    if let Some(memory) = args.max_kdf_memory {
+        limits.max_memory_kib = u32::try_from(memory.get() / 1024).unwrap_or(u32::MAX);
+    }
+    let (slot, key) = keyslot::unlock(header, store, passphrase.expose(), &limits)?;
+    log::info!("keyslot {slot} opened it");
+    if header.is_plain() {
+        log::warn!("this header carries no MAC of ours: nothing proves that it was not tampered with");
+    } else {
+        for warning in header.verify(None, &key)? {
+            log::warn!("{warning}");
+        }
+    }
+    Ok(key)
+}
+
+impl Opened {
+    /// The plaintext disk over this container.
+    pub(super) fn disk(&self, cache: ByteLen, read_only: bool) -> Result<PlainDisk> {
+        plain_disk(Arc::clone(&self.store) as _, &self.header, &self.key, cache, read_only)
+    }
+}
+
+/// A plaintext disk from its parts.
+pub(super) fn plain_disk(
+    store: Arc<dyn BackingStore>,
+    header: &Header,
+    key: &VolumeKey,
+    cache: ByteLen,
+    read_only: bool,
+) -> Result<PlainDisk> {
+    crate::xts::self_test(Engine::best())?;
+    let segment = header.segment();
+    let layout = Layout {
+        offset: segment.offset,
+        sector_size: segment.sector_size,
+        size: header.size(),
+        zero_holes: header.holes() == Holes::Zeros,
+        discards: header.discards(),
+    };
+    let cipher = XtsCipher::new(key, segment.sector_size, Engine::best())?;
+    let volume = EncryptedVolume::new(store, layout, Gate::open(cipher))?;
+    Ok(PlainDisk::new(volume, BlockCache::new(cache)?, read_only))
+}

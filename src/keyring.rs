@@ -1,0 +1,100 @@
+//! From a container's tokens to its volume key, and back: the only code that sees both a header and a vault.
+//!
+//! Must never see: stores' data, caches, FUSE, sets. Who asks, and in which vault, comes in as [`Attempt`]s.
+//!
+//! Invariants:
+//! 1. A key is handed out only after digest and MAC passed (ON-DISK section 5).
+//! 2. A wrap is handed out only after it was unwrapped again and compared in constant time (ON-DISK section 10).
+
+use crate::envelope::{Kid, WrapAlg, WrappedDek};
+use crate::error::{Error, ErrorKind, Result};
+use crate::luks2::Header;
+use crate::vault::{Call, KeyVault, VaultError};
+use crate::xts::VolumeKey;
+
+/// One token, and how to try it.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    /// Its number in the header.
+    pub token: u32,
+    /// What it holds.
+    pub wrapped: &'a WrappedDek,
+    /// Where and in whose name; or why it cannot be tried.
+    pub route: Result<(&'a dyn KeyVault, Call)>,
+}
+
+/// A volume key that passed every check.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// The key.
+    pub key: VolumeKey,
+    /// The token that gave it.
+    pub token: u32,
+    /// Under which key version.
+    pub kid: Kid,
+    /// What was odd but not fatal.
+    pub warnings: Vec<String>,
+}
+
+/// Tries the attempts in their order; the first that unwraps decides. A token that is denied or out of reach passes on to
+/// the next; one whose key fails digest or MAC ends the search, because the container is not what it claims to be.
+///
+/// # Errors
+/// Every token's reason, by kid: `Denied`, `Unreachable` (when trying again could help) or `Damaged`.
+pub fn unlock<'a>(header: &Header, attempts: impl IntoIterator<Item = Attempt<'a>>) -> Result<Unlocked> {
+    let mut failures: Vec<(Kid, Error)> = Vec::new();
+    for attempt in attempts {
+        let unwrapped = attempt.route.and_then(|(vault, call)| Ok(vault.unwrap(attempt.wrapped, &call)?));
+        match unwrapped {
+            Ok(secret) => {
+                let key = VolumeKey::new(secret)?;
+                let warnings = header.verify(Some(attempt.token), &key)?;
+                return Ok(Unlocked {
+                    key,
+                    token: attempt.token,
+                    kid: attempt.wrapped.kid.clone(),
+                    warnings,
+                });
+            }
+            Err(e) => failures.push((attempt.wrapped.kid.clone(), e)),
+        }
+    }
+    Err(join(failures))
+}
+
+fn join(mut failures: Vec<(Kid, Error)>) -> Error {
+    match failures.len() {
+        0 => Error::new(ErrorKind::Unsupported, "tokens: found no wrapdisk-vault token, allowed 1 to 8")
+            .hint("this is a plain LUKS2 container: open it with --passphrase"),
+        1 => failures.remove(0).1,
+        _ => {
+            let severity = |e: &Error| match e.kind() {
+                ErrorKind::Unreachable => 3,
+                ErrorKind::Denied => 2,
+                ErrorKind::Damaged => 1,
+                _ => 0,
+            };
+            let kind = failures
+                .iter()
+                .map(|(_, e)| e)
+                .max_by_key(|e| severity(e))
+                .map_or(ErrorKind::Other, Error::kind);
+            let reasons: Vec<_> = failures.iter().map(|(kid, e)| format!("{kid}: {}", e.chain())).collect();
+            Error::new(kind, format!("no token could be unwrapped: {}", reasons.join("; ")))
+        }
+    }
+}
+
+/// Wraps a volume key and proves that the wrap opens again.
+///
+/// # Errors
+/// What the vault says; `Damaged` when it gives back another key.
+pub fn wrap(vault: &dyn KeyVault, kid: &Kid, key: &VolumeKey, call: &Call) -> Result<WrappedDek> {
+    let wrapped = vault.wrap(kid, WrapAlg::RsaOaep256, key.secret(), call)?;
+    let again = vault.unwrap(&wrapped, call)?;
+    if !again.ct_eq(key.secret()) {
+        let message = format!("{kid}: the vault unwraps another key than it wrapped; nothing was written");
+        return Err(VaultError::Corrupt(message).into());
+    }
+    Ok(wrapped)
+}

@@ -1,0 +1,77 @@
+//! First use: the embedded vault, one key, and the set "default" with its identity and grant, made together.
+
+use std::path::PathBuf;
+
+use super::access::Access;
+use super::{NewSet, Set, SetStore};
+use crate::dirs::Dirs;
+use crate::envelope::KeyRef;
+use crate::error::{ErrorKind, Result};
+use crate::vault::local::{IdentityKind, LocalVault, Role, RsaBits};
+use crate::vault::{KeyInfo, KeyVault};
+
+/// The set that is used when none is named.
+pub const DEFAULT_SET: &str = "default";
+/// The key of that set.
+pub const DEFAULT_KEY: &str = "disk-kek";
+
+/// What first use made, to be told to the user once.
+#[derive(Debug)]
+pub struct FirstUse {
+    /// `vault.db`, `root.key`, `sets.db`: what to back up.
+    pub state: PathBuf,
+    /// The new key.
+    pub key: KeyInfo,
+    /// The new set.
+    pub set: Set,
+}
+
+/// Opens what is there, or makes it. Safe to run twice at once and after a kill in the middle: each step looks first.
+///
+/// # Errors
+/// `PermissionDenied`, `NoSpace`, `Busy`, ...
+pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
+    Dirs::ensure(&dirs.state)?;
+    let vault = match LocalVault::open(&dirs.state) {
+        Err(e) if e.kind() == ErrorKind::NotFound && !LocalVault::exists(&dirs.state) => {
+            match LocalVault::init(&dirs.state, DEFAULT_SET) {
+                // Another process was faster.
+                Err(e) if e.kind() == ErrorKind::Exists => LocalVault::open(&dirs.state)?,
+                made => made?,
+            }
+        }
+        opened => opened?,
+    };
+    let access = Access { sets: SetStore::open(&dirs.state)?, vault };
+    if access.sets.list()?.iter().any(|s| s.name == DEFAULT_SET) {
+        return Ok((access, None));
+    }
+    let (key, set) = make_default(&access)?;
+    let report = FirstUse { state: dirs.state.clone(), key, set };
+    Ok((access, Some(report)))
+}
+
+fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {
+    let vault = &access.vault;
+    let call = vault.admin("first use");
+    let wanted = KeyRef { name: DEFAULT_KEY.to_owned(), version: None };
+    let key = match vault.describe(&wanted, &call) {
+        Ok(key) => key,
+        Err(_) => vault.create_key(DEFAULT_KEY, RsaBits::B3072, &call)?,
+    };
+    let identity =
+        vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?;
+    vault.grant(identity, Role::CryptoServiceEncryptionUser, Some(DEFAULT_KEY), &call)?;
+    let new = NewSet {
+        name: DEFAULT_SET.to_owned(),
+        vault: vault.id(),
+        key: key.kid.versionless().to_owned(),
+        active: key.kid.clone(),
+        pinned: false,
+        identity,
+    };
+    match access.sets.create(&new) {
+        Err(e) if e.kind() == ErrorKind::Exists => Ok((key, access.sets.by_name(DEFAULT_SET)?)),
+        set => Ok((key, set?)),
+    }
+}
