@@ -2,12 +2,14 @@
 //! in a vault and can take away at any time.
 
 pub mod cache;
+pub mod cli;
 pub mod control;
 pub mod dirs;
 pub mod disk;
 pub mod envelope;
 pub mod error;
 pub mod fuse;
+pub mod keyring;
 pub mod luks2;
 pub mod range_lock;
 pub mod secret;

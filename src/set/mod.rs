@@ -23,7 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Mutex, lock};
 use crate::vault::Kid;
 
+pub mod access;
 mod db;
+pub mod first_use;
 mod registry;
 
 pub use registry::ContainerRecord;
