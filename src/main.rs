@@ -1,3 +1,5 @@
-//! The `wrapdisk` command.
+//! The `wrapdisk` command; also answers to `mount.wrapdisk` and `mount.fuse.wrapdisk`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    wrapdisk::cli::main()
+}

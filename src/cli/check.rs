@@ -19,7 +19,7 @@ pub(super) struct Args {
     disk: PathBuf,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 #[derive(Debug, serde::Serialize)]

@@ -41,7 +41,7 @@ pub(super) struct Args {
     force: bool,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 /// What a new disk is like; shared with `mount --create`.

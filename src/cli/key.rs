@@ -24,7 +24,7 @@ pub(super) enum Command {
     /// Import an RSA key from a PEM, DER or JWK file; under an existing name, as a new version
     Import(Import),
     /// List all keys, with their latest version
-    List(output::Args),
+    List(output::OutputArgs),
     /// List every version of a key
     ListVersions(Named),
     /// Show one key; the latest version unless NAME/VERSION is given
@@ -45,7 +45,7 @@ pub(super) struct Create {
     size: RsaBits,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 fn parse_bits(text: &str) -> Result<RsaBits, String> {
@@ -74,7 +74,7 @@ pub(super) struct Import {
     passphrase_file: Option<PathBuf>,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,7 +82,7 @@ pub(super) struct Named {
     name: String,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,17 +96,18 @@ pub(super) struct Show {
     pem: bool,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)]
 pub(super) struct Switch {
     /// NAME (its latest version) or NAME/VERSION
     #[arg(value_parser = parse_key)]
     key: KeyRef,
 
     /// The version, where NAME has none
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long = "version", id = "key-version", value_name = "VERSION")]
     version: Option<String>,
 
     /// Do not ask
@@ -114,7 +115,7 @@ pub(super) struct Switch {
     yes: bool,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 fn parse_key(text: &str) -> Result<KeyRef, String> {

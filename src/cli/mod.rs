@@ -125,7 +125,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
     start_log(cli.verbose);
     let context = Context::new(cli.state)?;
     let done = match cli.command {
-        Command::Mount(mount) => return mount::run(&context, mount, args),
+        Command::Mount(mount) => return mount::run(&context, &mount, args),
         Command::Create(args) => create::run(&context, &args),
         Command::Umount(args) => umount::run(&context, &args),
         Command::Info(args) => info::run(&context, &args),
@@ -162,4 +162,14 @@ fn start_log(verbose: u8) {
 
 fn usage(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Usage, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -80,7 +80,7 @@ pub(super) struct Args {
     pub(super) unlock: UnlockArgs,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 
     /// Threads that serve requests [default: 2 to 4, by processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64), hide_short_help = true)]
@@ -99,10 +99,10 @@ fn parse_request(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("found {size} bytes, allowed 64K to 1M in steps of 4K"))
 }
 
-pub(super) fn run(context: &Context, args: Args, argv: &[OsString]) -> Result<u8> {
-    check(&args)?;
+pub(super) fn run(context: &Context, args: &Args, argv: &[OsString]) -> Result<u8> {
+    check(args)?;
     if args.foreground || daemon::is_child() {
-        return serve(context, &args).map(|()| 0);
+        return serve(context, args).map(|()| 0);
     }
     match daemon::spawn(argv.get(1..).unwrap_or_default())? {
         Spawned::Ready(said) => output::line(said.trim_end()).map(|()| 0),

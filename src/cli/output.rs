@@ -6,13 +6,13 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The option of every command that lists or tells.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct OutputArgs {
     /// How to print the result
     #[arg(long, short, value_enum, default_value = "human", value_name = "FORMAT")]
     output: Format,
 }
 
-impl Args {
+impl OutputArgs {
     pub(super) fn json(self) -> bool {
         self.output == Format::Json
     }

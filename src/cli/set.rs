@@ -12,7 +12,7 @@ Examples:
   wrapdisk set show default --output json")]
 pub(super) enum Command {
     /// List all sets
-    List(output::Args),
+    List(output::OutputArgs),
     /// Show one set and the disks that belong to it
     Show(Show),
 }
@@ -22,7 +22,7 @@ pub(super) struct Show {
     name: String,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 pub(super) fn run(context: &Context, command: &Command) -> Result<()> {

@@ -20,7 +20,7 @@ pub(super) struct Args {
     disk: Option<PathBuf>,
 
     #[command(flatten)]
-    output: output::Args,
+    output: output::OutputArgs,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {

@@ -26,6 +26,9 @@ pub use image::Image;
 /// gain nothing (at this size, decrypting costs a tenth of the trip through FUSE).
 const BYPASS: usize = 128 * 1024;
 
+/// Bytes between two reports of progress.
+const OVERWRITE_STEP: u64 = 64 * 1024 * 1024;
+
 /// What was done so far, in requests and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct IoStats {
@@ -294,6 +297,19 @@ impl PlainDisk {
         });
         self.count(&done, &self.counters.discards, &self.counters.discards, ByteLen::ZERO);
         done
+    }
+
+    /// Writes encrypted zeros over the whole disk, whatever is there: a new container on a device.
+    ///
+    /// # Errors
+    /// As [`PlainDisk::write_at`].
+    pub fn overwrite(&self, mut progress: impl FnMut(ByteLen)) -> Result<()> {
+        let whole = Extent::new(ByteOffset::ZERO, self.len()).expect("a disk's length is an extent");
+        for step in whole.chunks(OVERWRITE_STEP) {
+            self.write_zeroes(step.start(), step.len())?;
+            progress(step.end().saturating_since(ByteOffset::ZERO));
+        }
+        self.sync()
     }
 
     /// Makes every acknowledged write durable.

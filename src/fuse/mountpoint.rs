@@ -109,7 +109,8 @@ pub fn prepare(path: &Path, allow_nonempty: bool) -> Result<(PathBuf, Layout)> {
         _ => e,
     })?;
     while let Some(found) = mounted_at(&real)? {
-        let dead = std::fs::symlink_metadata(&real).is_err_and(|e| is_dead(&e));
+        // statfs always asks the daemon; stat may be answered from the kernel's cache of a dead one.
+        let dead = nix::sys::statfs::statfs(&real).is_err_and(|e| is_dead(&e.into()));
         if dead && found.fs_type == FS_TYPE {
             log::warn!("{}: a wrapdisk mount whose daemon is gone; taking it off", real.display());
             unmount(&real, true)?;
