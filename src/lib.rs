@@ -1,5 +1,72 @@
-//! wrapdisk: a disk image that is plaintext only inside a mount, whose data key is wrapped by a key that you keep
-//! in a vault and can take away at any time.
+//! # wrapdisk: the architecture
+//!
+//! A disk image that is plaintext only inside a mount, whose data key is wrapped by a key that you keep in a vault and can
+//! take away at any time.
+//!
+//! ## Bird's eye
+//!
+//! The backing file is a standard LUKS2 container ([`luks2`]): header, keyslots, and one segment of AES-256-XTS sectors. Its
+//! 64-byte data key (DEK) lies in the header only as a *token*: wrapped by one version of an RSA key (KEK) in a key vault
+//! ([`vault`]). A disk encryption set ([`set`]) says which key wraps, and in whose name the vault is asked. A mount
+//! ([`fuse`]) presents the plaintext ([`disk`]) as one file.
+//!
+//! ## Floors
+//!
+//! A module uses lower floors only; `tests/tidy.rs` holds this. On one floor: luks2 -> store, xts.
+//!
+//! | Floor | Modules |
+//! |---|---|
+//! | L5 | [`cli`]: one file a subcommand |
+//! | L4 | [`fuse`]: adapter, session, mountpoint; [`control`]: the socket that tells of a mount |
+//! | L3 | [`disk`]: bytes over cache and volume, the fence; [`set`]: sets, registry, first use |
+//! | L2 | [`cache`]: plaintext blocks; [`volume`]: one encrypted segment, behind the key gate; [`keyring`]: token -> key |
+//! | L1 | [`xts`]; [`store`]; [`luks2`]; [`vault`]; [`range_lock`] |
+//! | L0 | [`units`], [`secret`], [`error`], [`sync`], [`envelope`], [`dirs`] |
+//!
+//! `fuse` never sees a key, a vault or a header: it serves any [`disk::Image`], which is how the bench's ceiling
+//! (`examples/nullfuse.rs`) runs the product's own session. `vault` never sees a store or a disk. `xts`, `cache` and the LUKS2
+//! codec read no clock and do no I/O of their own.
+//!
+//! ## How a read travels
+//!
+//! FUSE `read` -> clamp to the end -> [`disk::PlainDisk::read`]: a ticket at the [key gate](volume::Gate) -> a request within
+//! one cached block is copied out without a range lock, and the ticket is checked again. Otherwise: shared range lock ->
+//! blocks from the cache, missing ones joined into runs -> one store read per run, straight into a reply buffer that the fence
+//! can wipe -> all-zero sectors stay zeros, the others are decrypted in place, 128 KiB at a time -> inserted inside a crypto
+//! section -> replied from that buffer. Reads of 128 KiB and more go past the cache. No allocation per request.
+//!
+//! ## How a write travels
+//!
+//! FUSE `write` -> past the end: `ENOSPC` -> exclusive range lock over whole blocks -> ticket -> partial sectors at the ends
+//! are read, decrypted, changed -> encrypted into the thread's scratch, never in the caller's buffer -> store write -> cached
+//! blocks updated (dropped after a failure) -> reply. `fsync` is a store sync. An acknowledged write is in the backing file's
+//! page cache; a returned fsync is durable. After EIO from a write or sync every later fsync fails until the disk is
+//! unmounted ([`store::LatchedStore`]); ENOSPC does not latch.
+//!
+//! ## How a key travels
+//!
+//! `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC. `mount`:
+//! tokens in the set's order -> unwrap in the name of the set's identity -> digest, MAC, pinned fingerprint -> cipher behind the
+//! gate; the DEK itself is wiped. Every use leaves a row in the vault's hash-chained audit. A closed gate refuses new I/O at
+//! once; crypto that runs is waited for, then key, schedules, cache and reply buffers are wiped. The guard that closes it when
+//! the key is revoked is not here yet: `key disable` stops new mounts only.
+//!
+//! ## Invariants
+//!
+//! 1. A sector's plaintext in the cache equals what decrypting the store would give, under the range lock that covers it:
+//!    [`cache::BlockCache`] takes the lock's guard as an argument.
+//! 2. Two writes to parts of one sector never lose either part.
+//! 3. Nothing is decrypted with a key that failed the digest, or whose container failed the MAC ([`luks2::Header::verify`]).
+//! 4. The plaintext of a key exists behind the gate only, in memory that is locked where the limit allows and left out of
+//!    dumps, and is gone when the gate closes.
+//! 5. At every crash point of a header commit the container opens with the old or the new header.
+//! 6. One writer per container: a lock on the backing file for as long as it is mounted.
+//! 7. A length or offset from a file, a header or the kernel is checked before arithmetic: [`units`].
+//!
+//! ## What is deliberately absent
+//!
+//! No async: requests are served by a few blocking threads, which measure faster than any runtime here. No fork: a mount in the
+//! background is this program run again. No authentication of contents: XTS has none, and nothing here claims it.
 
 pub mod cache;
 pub mod cli;

@@ -198,7 +198,7 @@ fn a_full_disk_is_trouble_and_gives_no_answer_without_a_record() {
     let blocks = wal.div_ceil(1024) + 40;
     let exe = std::env::current_exe().unwrap();
     let script =
-        format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact --ignored --nocapture worker");
+        format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact --nocapture worker");
     let out = Command::new("bash")
         .arg("-c")
         .arg(script)
@@ -223,7 +223,7 @@ fn a_full_disk_is_trouble_and_gives_no_answer_without_a_record() {
 /// Another process with the vault of `dir`; it says on its output what was done.
 fn spawn(dir: &Path, job: &str, wrapped: &WrappedDek) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--ignored", "--nocapture", "worker"])
+        .args(["--exact", "--nocapture", "worker"])
         .env("VAULT_DIR", dir)
         .env("VAULT_JOB", job)
         .env("VAULT_KID", wrapped.kid.as_str())
@@ -240,7 +240,6 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Not a test: what the processes above run.
 #[test]
-#[ignore = "the other process of the tests here"]
 fn worker() {
     let Ok(dir) = std::env::var("VAULT_DIR") else { return };
     let text = std::env::var("VAULT_WRAPPED").unwrap();
