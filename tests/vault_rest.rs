@@ -197,8 +197,7 @@ fn a_full_disk_is_trouble_and_gives_no_answer_without_a_record() {
     // The limit of a shell's `ulimit -f` (in KiB) stands in for a full disk: writes past it fail.
     let blocks = wal.div_ceil(1024) + 40;
     let exe = std::env::current_exe().unwrap();
-    let script =
-        format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact --nocapture worker");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" --exact --nocapture worker");
     let out = Command::new("bash")
         .arg("-c")
         .arg(script)

@@ -47,7 +47,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let mut findings = vec![Finding::of("header copies", copies(&header))];
     for (id, token) in header.tokens() {
         let kid = token.wrapped().kid.to_string();
-        findings.push(Finding::of(format!("token {id}: {kid}"), opens(context, &header, id)));
+        findings.push(Finding::of(format!("token {id}: {kid}"), opens(context, &header, id, &path)));
     }
     if header.is_plain() {
         findings.push(Finding::of(
@@ -79,8 +79,8 @@ fn copies(header: &Header) -> Result<String> {
 }
 
 /// Unwraps through the vault; digest and MAC are checked on the way.
-fn opens(context: &Context, header: &Header, token: u32) -> Result<String> {
-    let unlocked = context.existing()?.unlock_token(header, token, "check")?;
+fn opens(context: &Context, header: &Header, token: u32, path: &std::path::Path) -> Result<String> {
+    let unlocked = context.existing()?.unlock_token(header, token, &format!("check {}", path.display()))?;
     match unlocked.warnings.as_slice() {
         [] => Ok("opens; digest and MAC good".to_owned()),
         warnings => Err(Error::new(ErrorKind::Damaged, warnings.join("; "))),

@@ -122,7 +122,9 @@ pub(super) fn create(
         discards: !options.no_discard && !full,
         uuid: None,
     };
-    let (mut header, key, store) = write_container(&access, &set, &new, store).map_err(|e| e.at(disk))?;
+    let (mut header, key, store) =
+        write_container(&access, &set, &new, store, &format!("create {}", disk.display()))
+            .map_err(|e| e.at(disk))?;
     if let Some(passphrase) = &recovery {
         keyslot::add(&mut header, &*store, &key, passphrase.expose(), &keyslot::default_kdf()?)?;
     }
@@ -153,10 +155,16 @@ fn recovery_passphrase(options: &Options) -> Result<Option<SecretBytes>> {
 
 type Written = (Header, VolumeKey, Arc<LatchedStore<FileStore>>);
 
-fn write_container(access: &Access, set: &Set, new: &NewHeader, store: FileStore) -> Result<Written> {
+fn write_container(
+    access: &Access,
+    set: &Set,
+    new: &NewHeader,
+    store: FileStore,
+    reason: &str,
+) -> Result<Written> {
     let key = VolumeKey::generate()?;
     let mut header = Header::create(new, &key)?;
-    access.add_token(&mut header, set, &key, "create")?;
+    access.add_token(&mut header, set, &key, reason)?;
     header.format(&store)?;
     Ok((header, key, Arc::new(LatchedStore::new(store))))
 }

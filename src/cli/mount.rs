@@ -118,8 +118,13 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     let (mountpoint, layout) = mountpoint::prepare(&args.mountpoint, args.nonempty)?;
     let path = context.container(&args.disk)?;
     let access = if args.read_only { StoreAccess::ReadOnly } else { StoreAccess::ReadWrite };
-    let opened =
-        unlock::open(context, &path, access, &args.unlock, &format!("mount {}", mountpoint.display()))?;
+    let opened = unlock::open(
+        context,
+        &path,
+        access,
+        &args.unlock,
+        &format!("mount {} on {}", path.display(), mountpoint.display()),
+    )?;
     let disk = Arc::new(opened.disk(args.cache_size.unwrap_or(DEFAULT_CACHE), args.read_only)?);
     let config = MountConfig {
         source: path,

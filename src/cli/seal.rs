@@ -29,7 +29,13 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let path = context.container(&args.disk)?;
-    let mut opened = unlock::open(context, &path, StoreAccess::ReadWrite, &args.unlock, "seal")?;
+    let mut opened = unlock::open(
+        context,
+        &path,
+        StoreAccess::ReadWrite,
+        &args.unlock,
+        &format!("seal {}", path.display()),
+    )?;
     if opened.header.holes() == Holes::None {
         return output::line(&format!("{}: sealed already", path.display()));
     }

@@ -61,10 +61,10 @@ fn wait_for_end(mount: &MountStatus) -> Result<()> {
         if start.elapsed() > PATIENCE {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("unmounted, but process {} is still writing", mount.pid),
+                format!("unmounted, but process {} still serves it", mount.pid),
             )
             .at(&mount.disk)
-            .hint("wait until it ends before you copy or move the container"));
+            .hint("it may still be writing, or be mounted in another mount namespace (a container); wait until it ends"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

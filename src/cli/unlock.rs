@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::{Header, Holes, Kind, keyslot};
 use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore};
 use crate::units::ByteLen;
+use crate::vault::local::LocalVault;
 use crate::volume::{EncryptedVolume, Gate, Layout};
 use crate::xts::{Engine, VolumeKey, XtsCipher};
 
@@ -94,7 +95,9 @@ pub(super) fn open(
         .hint("mount it with --read-only"));
     }
     let (key, kid) = if args.wants_passphrase() {
-        (by_passphrase(&mut header, &store, args).map_err(|e| on(e, path))?, None)
+        let key = by_passphrase(&mut header, &store, args).map_err(|e| on(e, path))?;
+        audit_recovery(context, &header, reason);
+        (key, None)
     } else if header.is_plain() {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -112,6 +115,19 @@ pub(super) fn open(
         (unlocked.key, Some(unlocked.kid))
     };
     Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid })
+}
+
+/// A recovery must work when the vault is gone: what cannot be audited is said, not refused.
+fn audit_recovery(context: &Context, header: &Header, reason: &str) {
+    if !LocalVault::exists(&context.dirs.state) {
+        return;
+    }
+    let noted = context
+        .existing()
+        .and_then(|access| Ok(access.vault.note_recovery(header.uuid(), &access.vault.admin(reason))?));
+    if let Err(e) = noted {
+        log::warn!("the audit does not show that a passphrase opened this disk: {}", e.chain());
+    }
 }
 
 /// Puts the path in front where the error has no better subject.

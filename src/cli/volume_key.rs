@@ -43,7 +43,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         args.output.display()
     );
     prompt::confirm(&question, args.yes)?;
-    let opened = unlock::open(context, &path, StoreAccess::ReadOnly, &args.unlock, "volume-key")?;
+    let opened = unlock::open(
+        context,
+        &path,
+        StoreAccess::ReadOnly,
+        &args.unlock,
+        &format!("volume-key {}", path.display()),
+    )?;
     let mut file = std::fs::File::options()
         .write(true)
         .create_new(true)

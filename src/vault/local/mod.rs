@@ -175,6 +175,22 @@ impl LocalVault {
         audit::verify(&tx, &root, &self.facts.id, kept)
     }
 
+    /// Records that a container was opened without the vault, by a recovery passphrase (RULINGS 27): the one use of a data
+    /// key that no wrap or unwrap shows.
+    ///
+    /// # Errors
+    /// `Transient` when it cannot be written, `Denied` for an identity that may not read keys.
+    pub fn note_recovery(&self, container: &str, call: &Call) -> std::result::Result<(), VaultError> {
+        let path = format!("/disks/{container}");
+        let task =
+            Task { operation: "DiskRecoveryOpen", permission: Permission::Get, path: &path, action: "" };
+        self.audited(task, call, |work| {
+            work.require(None)?;
+            work.change = Some(format!("opened by passphrase: {}", call.reason));
+            Ok(())
+        })
+    }
+
     /// The connection, to the file that is there now.
     fn current(&self) -> std::result::Result<MutexGuard<'_, Db>, VaultError> {
         // A panic in a transaction has rolled it back: the connection is as good as before.
