@@ -48,9 +48,13 @@ Examples:
   wrapdisk key disable disk-kek             no new mount of any disk under this key
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 key denied or wrong passphrase, 4 vault unreachable, 5 container damaged.
-Files: see wrapdisk(1). WRAPDISK_HOME puts all state under one folder.")]
+
+Files (root; a user):
+  /var/lib/wrapdisk; $XDG_STATE_HOME/wrapdisk    vault.db, root.key, sets.db: back these up together
+  /run/wrapdisk; $XDG_RUNTIME_DIR/wrapdisk       control sockets of live mounts, mount.log
+  WRAPDISK_HOME=DIR puts them under DIR/state and DIR/run.")]
 pub struct Cli {
-    /// Folder of vault.db, root.key and sets.db [default: per user; see wrapdisk(1)]
+    /// Folder of vault.db, root.key and sets.db [default: per user; see wrapdisk --help]
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
 
