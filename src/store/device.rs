@@ -24,6 +24,17 @@ pub(super) fn logical_block_size(device: &File) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("the logical block size is {size}, allowed are 512..=65536")))
 }
 
+/// True when the kernel can zero ranges of the device without writing them (WRITE ZEROES). False where sysfs does not
+/// tell: the caller then writes.
+pub(super) fn can_write_zeroes(rdev: u64) -> bool {
+    let device = format!("/sys/dev/block/{}:{}", libc::major(rdev), libc::minor(rdev));
+    // A partition has no queue of its own; the folder above it is the disk's.
+    ["queue", "../queue"].iter().any(|queue| {
+        std::fs::read_to_string(format!("{device}/{queue}/write_zeroes_max_bytes"))
+            .is_ok_and(|max| max.trim().parse::<u64>().is_ok_and(|max| max > 0))
+    })
+}
+
 /// EBUSY from an exclusive open says that the kernel itself uses the device; says for what, where that is known.
 pub(super) fn explain_busy(e: io::Error, meta: &Metadata, exclusive: bool) -> Error {
     if !exclusive || e.raw_os_error() != Some(libc::EBUSY) || !meta.file_type().is_block_device() {

@@ -51,9 +51,11 @@ impl StoreId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Regular,
-    /// Discards must be whole blocks of this many bytes.
     Block {
+        /// Discards must be whole blocks of this many bytes.
         logical_block: u64,
+        /// The kernel can zero it without writing.
+        zeroes: bool,
     },
 }
 
@@ -127,9 +129,8 @@ impl FileStore {
         let meta = file.metadata().io_at("stat", path)?;
         check_type(&meta, path)?;
         let kind = if meta.file_type().is_block_device() {
-            Kind::Block {
-                logical_block: device::logical_block_size(&file).io_at("ask the block size of", path)?,
-            }
+            let logical_block = device::logical_block_size(&file).io_at("ask the block size of", path)?;
+            Kind::Block { logical_block, zeroes: device::can_write_zeroes(meta.rdev()) }
         } else {
             Kind::Regular
         };
@@ -217,11 +218,10 @@ impl FileStore {
         }
     }
 
-    fn punch_hole(&self, extent: Extent) -> io::Result<()> {
-        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fn fallocate(&self, mode: FallocateFlags, extent: Extent) -> io::Result<()> {
         let (start, len) = (signed(extent.start().get()), signed(extent.len().get()));
         loop {
-            match fallocate(&self.file, mode, start, len) {
+            match fallocate(&self.file, mode | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, len) {
                 Err(nix::Error::EINTR) => {}
                 done => return done.map_err(io::Error::from),
             }
@@ -229,18 +229,33 @@ impl FileStore {
     }
 
     /// A device frees whole logical blocks only; what is left at the two ends is written.
-    fn punch_device(&self, extent: Extent, logical_block: u64) -> Result<()> {
+    fn punch_device(&self, extent: Extent, logical_block: u64, zeroes: bool) -> Result<()> {
         let extent = extent.clamp_to(self.len()?);
         let inner = extent.inner(logical_block);
         if inner.is_empty() {
             return self.write_zeros(extent.start(), extent.end());
         }
-        // The kernel turns this into WRITE ZEROES that may unmap, without a fallback to writing: EOPNOTSUPP where the
-        // device cannot promise zeros. It comes first, so that a device that cannot is left as it was.
-        self.punch_hole(inner).map_err(|e| self.failed(format!("punch {inner}"), e))?;
+        // Asked beforehand: where the kernel cannot, fallocate says EOPNOTSUPP only after it has dropped the pages of the
+        // range, unwritten data included (seen on 6.18). A refusal must leave the device as it was.
+        if !zeroes {
+            let message = format!("punch {extent}: the device has no WRITE ZEROES");
+            return Err(Error::new(ErrorKind::Unsupported, message).at(&self.path));
+        }
+        self.free_or_zero(inner).map_err(|e| self.failed(format!("punch {inner}"), e))?;
         self.write_zeros(extent.start(), inner.start())?;
         self.write_zeros(inner.end(), extent.end())?;
         self.check_zeroed(inner, logical_block)
+    }
+
+    /// A hole in a device is WRITE ZEROES that may unmap. Some devices refuse the command only when they get it; the
+    /// content is lost by then, so the kernel is told to finish the job by writing.
+    fn free_or_zero(&self, blocks: Extent) -> io::Result<()> {
+        match self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, blocks) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                self.fallocate(FallocateFlags::FALLOC_FL_ZERO_RANGE, blocks)
+            }
+            done => done,
+        }
     }
 
     fn write_zeros(&self, from: ByteOffset, to: ByteOffset) -> Result<()> {
@@ -321,8 +336,10 @@ impl BackingStore for FileStore {
             return Ok(());
         }
         match self.kind {
-            Kind::Regular => self.punch_hole(extent).map_err(|e| self.failed(format!("punch {extent}"), e)),
-            Kind::Block { logical_block } => self.punch_device(extent, logical_block),
+            Kind::Regular => self
+                .fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, extent)
+                .map_err(|e| self.failed(format!("punch {extent}"), e)),
+            Kind::Block { logical_block, zeroes } => self.punch_device(extent, logical_block, zeroes),
         }
     }
 
