@@ -1,6 +1,8 @@
 //! File systems and loop devices that really exist, made for one test and gone after it. Needs root.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod suite;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
