@@ -55,8 +55,8 @@ def svg(results, meta):
         f"<title>{escape(_title())}</title><style>{STYLE}</style>",
         f'<rect class="bg" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
         _text(20, 28, _title(), "t h"),
-        _text(20, 47, f"{meta['cpus']} x {meta['cpu']}, Linux {meta['kernel']}, {meta['fs']}, medians of "
-              f"{meta['rounds']} interleaved rounds; longer is better", "m"),
+        _text(20, 47, f"{meta['cpus']} x {meta['cpu']}, Linux {meta['kernel']}, {meta['fs']}, rounds: "
+              f"{meta['rounds']}; longer is better", "m"),
         *grid, *body, "</svg>", "",
     ])
 

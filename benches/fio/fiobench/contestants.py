@@ -210,6 +210,8 @@ class Gocryptfs(Foreground):
 
 
 class Securefs(Foreground):
+    # It hands O_DIRECT down to its backing file and then reads unaligned: direct jobs work on tmpfs only, elsewhere
+    # they are shown as errors.
     name, title, is_peer = "securefs", "securefs", True
 
     def check(self):

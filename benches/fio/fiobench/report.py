@@ -123,6 +123,8 @@ def markdown(results, meta):
     if "null" in names:
         parts += ["### Ratios (contestant / null FUSE, and wrapdisk / best peer)", _ratios(results, names)]
     parts += ["### What it must show", _checks(results)]
+    if meta["rounds"] < 3:
+        parts.append("Fewer than 3 rounds: these verdicts are noise, not evidence.")
     errors = results.errors_of(names)
     if errors:
         parts += ["### Errors", "\n".join(f"- {e}" for e in errors)]
