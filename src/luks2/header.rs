@@ -435,11 +435,6 @@ impl Header {
     pub fn dump_json(&self) -> String {
         serde_json::to_string_pretty(&self.json).expect("a map of values always encodes")
     }
-
-    #[cfg(test)]
-    pub(super) fn mac_message(&self, id: u32) -> String {
-        self.scope().message(&self.model.tokens[&id])
-    }
 }
 
 /// PBKDF2-HMAC-SHA256 over the volume key.

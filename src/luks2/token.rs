@@ -253,7 +253,7 @@ impl Scope<'_> {
     }
 
     /// The twenty lines of section 5.
-    pub(super) fn message(&self, token: &VaultToken) -> String {
+    fn message(&self, token: &VaultToken) -> String {
         let lines = [
             ("uuid", self.uuid.to_owned()),
             ("kind", token.traits.kind.to_string()),
