@@ -148,6 +148,13 @@ impl Error {
         self.on(path)
     }
 
+    /// The same failure as another class: a caller may know what it means here.
+    #[must_use]
+    pub const fn as_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
     /// What the user can do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

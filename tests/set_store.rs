@@ -68,7 +68,7 @@ fn an_unknown_name_is_answered_with_the_known_ones() {
         some.chain(),
         format!("set \"prod\": no such set in {}; known: default, test", file.display())
     );
-    assert_eq!(some.advice(), Some("make one with: wrapdisk set create"));
+    assert_eq!(some.advice(), Some("see what there is: wrapdisk set list"));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::context::Context;
-use super::{info, output};
+use super::{output, unlock};
+use crate::control::json_path;
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::Header;
 
@@ -36,14 +37,17 @@ impl Finding {
         let check = check.into();
         match result {
             Ok(detail) => Self { check, ok: true, detail, kind: ErrorKind::Other },
-            Err(e) => Self { check, ok: false, detail: e.chain(), kind: e.kind() },
+            Err(e) => {
+                let advice = e.advice().map(|hint| format!(" ({hint})")).unwrap_or_default();
+                Self { check, ok: false, detail: e.chain() + &advice, kind: e.kind() }
+            }
         }
     }
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let path = context.container(&args.disk)?;
-    let (_store, header) = info::load_shared(context, &path)?;
+    let (_store, header) = unlock::load_shared(context, &path)?;
     let mut findings = vec![Finding::of("header copies", copies(&header))];
     for (id, token) in header.tokens() {
         let kid = token.wrapped().kid.to_string();
@@ -57,7 +61,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     }
     if args.output.json() {
         output::json(
-            &serde_json::json!({ "disk": path, "ok": findings.iter().all(|f| f.ok), "checks": findings }),
+            &serde_json::json!({ "disk": json_path::value(&path), "ok": findings.iter().all(|f| f.ok), "checks": findings }),
         )?;
     } else {
         for f in &findings {

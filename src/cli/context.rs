@@ -6,6 +6,7 @@ use super::output;
 use crate::control::{self, MountStatus};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
+use crate::set::SetStore;
 use crate::set::access::Access;
 use crate::set::first_use::{self, FirstUse};
 use crate::vault::local::LocalVault;
@@ -26,7 +27,7 @@ impl Context {
 
     /// The vault and the sets, made on first use; what was made is told once.
     pub(super) fn access(&self) -> Result<Access> {
-        let (access, made) = first_use::ensure(&self.dirs)?;
+        let (access, made) = first_use::ensure(&self.dirs).map_err(vault_trouble)?;
         if let Some(made) = made {
             announce(&made);
         }
@@ -35,12 +36,16 @@ impl Context {
 
     /// The vault and the sets, only if they are there: a command that looks must not make them.
     pub(super) fn existing(&self) -> Result<Access> {
-        if LocalVault::exists(&self.dirs.state) {
-            return self.access();
-        }
-        Err(Error::new(ErrorKind::NotFound, "no vault here")
-            .at(&self.dirs.state)
-            .hint("the first wrapdisk create makes one; to use another user's, give --state DIR"))
+        let state = &self.dirs.state;
+        let vault = LocalVault::open(state).map_err(|e| match e.kind() {
+            ErrorKind::NotFound if !LocalVault::exists(state) => {
+                Error::new(ErrorKind::Unreachable, "no vault here")
+                    .at(state)
+                    .hint("the first wrapdisk create makes one; to use another one, give --state DIR")
+            }
+            _ => vault_trouble(e),
+        })?;
+        Ok(Access { sets: SetStore::open(state).map_err(vault_trouble)?, vault })
     }
 
     /// The live mounts of this user.
@@ -101,6 +106,16 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
 /// Seconds since 1970.
 pub(super) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
+}
+
+/// Whatever keeps the vault from being asked says nothing about the right to use a key, and may pass (RULINGS 20).
+fn vault_trouble(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NotFound | ErrorKind::PermissionDenied | ErrorKind::Io | ErrorKind::Busy => {
+            e.as_kind(ErrorKind::Unreachable)
+        }
+        _ => e,
+    }
 }
 
 fn announce(made: &FirstUse) {

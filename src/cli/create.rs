@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::context::{self, Context};
-use super::{output, prompt, size, unlock, usage};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use super::pending::Target;
+use super::{output, prompt, size, unlock};
+use crate::control::json_path;
+use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::{Header, Holes, Kind, NewHeader, keyslot};
 use crate::secret::SecretBytes;
-use crate::set::Set;
-use crate::set::access::Access;
-use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore, sync_parent_dir};
-use crate::units::ByteLen;
+use crate::store::{BackingStore, FileStore, LatchedStore};
+use crate::units::{ByteLen, ByteOffset};
 use crate::xts::VolumeKey;
 
 /// Make an encrypted disk: a LUKS2 container with a new data key, wrapped by the key of a set
@@ -72,6 +72,15 @@ pub(super) struct Options {
     pub(super) label: String,
 }
 
+impl Options {
+    /// Was anything said?
+    pub(super) fn any(&self) -> bool {
+        let Self { set, recovery_passphrase, recovery_file, no_discard, full, label } = self;
+        let said = set.is_some() || recovery_file.is_some() || !label.is_empty();
+        said || *recovery_passphrase || *no_discard || *full
+    }
+}
+
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let made = create(context, &args.disk, args.size, &args.options, args.force)?;
     if args.output.json() {
@@ -90,6 +99,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 /// What was made.
 #[derive(Debug, serde::Serialize)]
 pub(super) struct Made {
+    #[serde(with = "json_path")]
     disk: PathBuf,
     uuid: String,
     size: u64,
@@ -98,7 +108,8 @@ pub(super) struct Made {
     recovery_keyslot: bool,
 }
 
-/// Makes the container. A file appears under its name only when it is complete and durable.
+/// Makes the container. A file appears under its name only when it is complete and durable, a device has no header
+/// before that.
 pub(super) fn create(
     context: &Context,
     disk: &Path,
@@ -106,12 +117,12 @@ pub(super) fn create(
     options: &Options,
     force: bool,
 ) -> Result<Made> {
+    // What can be refused without asking or making anything comes first.
+    let (store, pending) = Target::choose(context, disk, force)?.open()?;
     let recovery = recovery_passphrase(options)?;
-    let target = Target::choose(disk, force)?;
     let access = context.access()?;
     let set = access.sets.by_name(options.set.as_deref().unwrap_or(crate::set::first_use::DEFAULT_SET))?;
 
-    let (store, pending) = target.open()?;
     let device = store.is_block_device();
     let full = options.full || device;
     let new = NewHeader {
@@ -122,17 +133,25 @@ pub(super) fn create(
         discards: !options.no_discard && !full,
         uuid: None,
     };
-    let (mut header, key, store) =
-        write_container(&access, &set, &new, store, &format!("create {}", disk.display()))
-            .map_err(|e| e.at(disk))?;
-    if let Some(passphrase) = &recovery {
-        keyslot::add(&mut header, &*store, &key, passphrase.expose(), &keyslot::default_kdf()?)?;
+    let key = VolumeKey::generate()?;
+    let mut header = Header::create(&new, &key).map_err(|e| e.at(disk))?;
+    header.reserve(&store).map_err(|e| too_large(e.at(disk)))?;
+    access.add_token(&mut header, &set, &key, &format!("create {}", disk.display()))?;
+
+    let store = Arc::new(LatchedStore::new(store));
+    if device {
+        blank(&*store, &header).map_err(|e| e.at(disk))?;
     }
     if full {
         fill(&store, &header, &key, disk, size)?;
     }
+    header.format(&*store).map_err(|e| e.at(disk))?;
+    if let Some(passphrase) = &recovery {
+        keyslot::add(&mut header, &*store, &key, passphrase.expose(), &keyslot::default_kdf()?)
+            .map_err(|e| e.at(disk))?;
+    }
     store.sync()?;
-    pending.keep()?;
+    pending.keep(store.inner())?;
     let path = context::absolute(disk)?;
     access.record(&header, &path, context::now())?;
     Ok(Made {
@@ -145,28 +164,27 @@ pub(super) fn create(
     })
 }
 
+/// EFBIG is `NoSpace` as well, and what helps is the same.
+fn too_large(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::NoSpace => e.hint("choose a smaller size, or another place"),
+        _ => e,
+    }
+}
+
+/// An interrupted creation must not leave yesterday's header in front of today's data.
+fn blank(store: &dyn BackingStore, header: &Header) -> Result<()> {
+    let zeros = vec![0; header.area_len().to_usize().unwrap_or_default()];
+    store.write_at(ByteOffset::ZERO, &zeros)?;
+    store.sync()
+}
+
 fn recovery_passphrase(options: &Options) -> Result<Option<SecretBytes>> {
     match (&options.recovery_file, options.recovery_passphrase) {
         (Some(file), _) => prompt::passphrase_file(file).map(Some),
         (None, true) => prompt::passphrase("Recovery passphrase", true).map(Some),
         (None, false) => Ok(None),
     }
-}
-
-type Written = (Header, VolumeKey, Arc<LatchedStore<FileStore>>);
-
-fn write_container(
-    access: &Access,
-    set: &Set,
-    new: &NewHeader,
-    store: FileStore,
-    reason: &str,
-) -> Result<Written> {
-    let key = VolumeKey::generate()?;
-    let mut header = Header::create(new, &key)?;
-    access.add_token(&mut header, set, &key, reason)?;
-    header.format(&store)?;
-    Ok((header, key, Arc::new(LatchedStore::new(store))))
 }
 
 /// Encrypted zeros throughout.
@@ -180,100 +198,4 @@ fn fill(
     let mut progress = output::Progress::new("writing", size.get());
     let disk = unlock::plain_disk(Arc::clone(store) as _, header, key, ByteLen::ZERO, false)?;
     disk.overwrite(|done| progress.at(done.get())).map_err(|e| e.at(path))
-}
-
-/// Where the new container is built.
-enum Target {
-    Device(PathBuf),
-    /// Built beside its final name; with `replace`, over what is there.
-    File {
-        path: PathBuf,
-        replace: bool,
-    },
-}
-
-impl Target {
-    fn choose(disk: &Path, force: bool) -> Result<Self> {
-        use std::os::unix::fs::FileTypeExt;
-        match std::fs::metadata(disk) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self::File { path: disk.to_owned(), replace: false })
-            }
-            Err(e) => Err(Error::io("create", e).at(disk)),
-            Ok(meta) if meta.file_type().is_block_device() => {
-                if let Some(found) =
-                    FileStore::open(disk, StoreAccess::ReadWrite)?.find_signature()?.filter(|_| !force)
-                {
-                    return Err(Error::new(ErrorKind::Exists, format!("the device holds {found}"))
-                        .at(disk)
-                        .hint("if it may be overwritten, add --force"));
-                }
-                Ok(Self::Device(disk.to_owned()))
-            }
-            Ok(meta) if !meta.is_file() => {
-                Err(usage(format!("{}: found neither a file nor a block device", disk.display())))
-            }
-            Ok(_) if !force => Err(Error::new(ErrorKind::Exists, "exists already")
-                .at(disk)
-                .hint("choose another name, or replace it with --force (its data is lost)")),
-            Ok(_) => {
-                // Replacing the file of a mounted disk would leave the mount with a nameless one.
-                drop(FileStore::open(disk, StoreAccess::ReadWrite)?);
-                Ok(Self::File { path: disk.to_owned(), replace: true })
-            }
-        }
-    }
-
-    fn open(self) -> Result<(FileStore, Pending)> {
-        match self {
-            Self::Device(path) => Ok((FileStore::open(&path, StoreAccess::ReadWrite)?, Pending::Device)),
-            Self::File { path, replace } => {
-                let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                let name =
-                    path.file_name().ok_or_else(|| usage(format!("{}: not a file name", path.display())))?;
-                let temporary =
-                    folder.join(format!(".{}.{}.new", name.to_string_lossy(), uuid::Uuid::new_v4().simple()));
-                let store = FileStore::create_new(&temporary).map_err(|e| e.at(&path))?;
-                Ok((store, Pending::File { temporary, path, replace, kept: false }))
-            }
-        }
-    }
-}
-
-/// A container under its temporary name; removed again unless kept.
-enum Pending {
-    Device,
-    File { temporary: PathBuf, path: PathBuf, replace: bool, kept: bool },
-}
-
-impl Pending {
-    fn keep(mut self) -> Result<()> {
-        let Self::File { temporary, path, replace, kept } = &mut self else { return Ok(()) };
-        if *replace {
-            std::fs::rename(&*temporary, &*path).io_at("replace", &*path)?;
-        } else {
-            // link(2) refuses an existing name, in one step and on every file system that has hard links.
-            match std::fs::hard_link(&*temporary, &*path) {
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                    return Err(Error::new(
-                        ErrorKind::Exists,
-                        "exists already: made by somebody else meanwhile",
-                    )
-                    .at(&*path));
-                }
-                Err(_) => std::fs::rename(&*temporary, &*path).io_at("name", &*path)?,
-                Ok(()) => std::fs::remove_file(&*temporary).io_at("remove", &*temporary)?,
-            }
-        }
-        *kept = true;
-        sync_parent_dir(path)
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Self::File { temporary, kept: false, .. } = self {
-            let _ = std::fs::remove_file(temporary);
-        }
-    }
 }

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -58,6 +59,7 @@ pub(super) fn detach(log: &Path) -> Result<()> {
     let log_file = std::fs::File::options()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(log)
         .or_else(|_| null.try_clone())
         .io_at("open", log)?;

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, output};
+use super::{command, output};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Print a completion script for a shell
@@ -20,7 +19,7 @@ pub(super) struct CompletionArgs {
 
 pub(super) fn completion(args: &CompletionArgs) -> Result<()> {
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "wrapdisk", &mut text);
+    clap_complete::generate(args.shell, &mut command(), "wrapdisk", &mut text);
     let text =
         String::from_utf8(text).map_err(|e| Error::new(ErrorKind::Other, "completion").caused_by(e))?;
     output::line(text.trim_end())
@@ -49,13 +48,12 @@ pub(super) fn run(command: &Command) -> Result<()> {
 }
 
 fn man(dir: &Path) -> Result<()> {
-    clap_mangen::generate_to(Cli::command().disable_help_subcommand(true), dir)
-        .io_at("write man pages to", dir)
+    clap_mangen::generate_to(command().disable_help_subcommand(true), dir).io_at("write man pages to", dir)
 }
 
 fn completions(dir: &Path) -> Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::Elvish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "wrapdisk", dir)
+        clap_complete::generate_to(shell, &mut command(), "wrapdisk", dir)
             .io_at("write completions to", dir)?;
     }
     Ok(())

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::context::Context;
-use super::{info, output, prompt, unlock};
+use super::{output, prompt, unlock};
 use crate::error::Result;
 use crate::luks2::backup;
-use crate::store::{Access as StoreAccess, FileStore};
+use crate::store::Access as StoreAccess;
 
 /// Back up, restore, erase or dump the header of a container
 #[derive(Debug, clap::Subcommand)]
@@ -17,6 +17,9 @@ Examples:
   wrapdisk header erase vm.wd                  destroys every way in, for ever")]
 pub(super) enum Command {
     /// Copy the header, with its wrapped keys and keyslots, to a new file
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk header backup vm.wd vm.header          also while it is mounted")]
     Backup {
         /// Container, mountpoint or uuid
         disk: PathBuf,
@@ -24,6 +27,12 @@ pub(super) enum Command {
         file: PathBuf,
     },
     /// Put a header back; the present one is saved beside the container first
+    ///
+    /// The backup brings its old wrapped keys and keyslots back with it.
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk header restore vm.wd vm.header
+  wrapdisk header restore vm.wd vm.header --yes && wrapdisk check vm.wd")]
     Restore {
         /// Container, not mounted
         disk: PathBuf,
@@ -37,6 +46,9 @@ pub(super) enum Command {
         yes: bool,
     },
     /// Destroy every wrapped key and keyslot: without a header backup, the data is lost for ever
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk header erase old.wd --yes && rm old.wd")]
     Erase {
         /// Container, not mounted
         disk: PathBuf,
@@ -45,6 +57,9 @@ pub(super) enum Command {
         yes: bool,
     },
     /// Print the header's JSON
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk header dump vm.wd | jq .tokens")]
     Dump {
         /// Container, mountpoint or uuid
         disk: PathBuf,
@@ -55,7 +70,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
     match command {
         Command::Backup { disk, file } => {
             let path = context.container(disk)?;
-            let (store, _) = info::load_shared(context, &path)?;
+            let (store, _) = unlock::load_shared(context, &path)?;
             backup::backup(&store, file)?;
             output::note(
                 "note: this file opens the disk to whoever may use the keys in it; old keys come back with it",
@@ -64,11 +79,12 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::Restore { disk, file, force, yes } => {
             let path = context.container(disk)?;
+            // Locked before the question, so that the answer is about what is there, and no mount comes between.
+            let store = unlock::lock(context, &path, StoreAccess::ReadWrite)?;
             prompt::confirm(
                 &format!("Replace the header of {} by {}", path.display(), file.display()),
                 *yes,
             )?;
-            let store = FileStore::open(&path, StoreAccess::ReadWrite)?;
             let mut saved = path.clone().into_os_string();
             saved.push(".header-before-restore");
             let saved = PathBuf::from(saved);
@@ -81,11 +97,11 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::Erase { disk, yes } => {
             let path = context.container(disk)?;
+            let store = unlock::lock(context, &path, StoreAccess::ReadWrite)?;
             prompt::confirm(
                 &format!("Erase every key of {}: its data is lost for ever", path.display()),
                 *yes,
             )?;
-            let (store, _) = unlock::load(context, &path, StoreAccess::ReadWrite)?;
             backup::erase(&store).map_err(|e| e.at(&path))?;
             output::note(
                 "note: copies of the header in snapshots, backups and SSD cells live on; disable the key to end those too",
@@ -94,7 +110,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::Dump { disk } => {
             let path = context.container(disk)?;
-            let (_store, header) = info::load_shared(context, &path)?;
+            let (_store, header) = unlock::load_shared(context, &path)?;
             output::line(&header.dump_json())
         }
     }

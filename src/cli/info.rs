@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::context::Context;
 use super::{output, size, unlock};
-use crate::error::{ErrorKind, Result};
+use crate::control::{MountStatus, json_path};
+use crate::error::Result;
 use crate::luks2::{Header, Holes};
-use crate::store::{Access as StoreAccess, BackingStore, FileStore};
+use crate::store::BackingStore;
 
 /// Show what a container is: size, key versions, keyslots; nothing is unlocked
 #[derive(Debug, clap::Args)]
@@ -24,25 +25,15 @@ pub(super) struct Args {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let path = context.container(&args.disk)?;
-    let (store, header) = load_shared(context, &path)?;
+    let (store, header) = unlock::load_shared(context, &path)?;
     let allocated = store.allocated()?.get();
+    let mount = context.mount_of(&path)?;
     if args.output.json() {
-        return output::json(&to_json(&path, &header, allocated));
+        let mut value = to_json(&path, &header, allocated);
+        value["mountpoint"] = mount.map(|m| json_path::value(&m.mountpoint)).into();
+        return output::json(&value);
     }
-    show(&path, &header, allocated)
-}
-
-/// Reads a header beside its owner: a live mount of ours holds the lock, and two copies with checksums make reading
-/// without it safe (a commit in progress leaves one of them whole at every moment).
-pub(super) fn load_shared(context: &Context, path: &Path) -> Result<(FileStore, Header)> {
-    match unlock::load(context, path, StoreAccess::ReadOnly) {
-        Err(e) if e.kind() == ErrorKind::Busy && context.mount_of(path)?.is_some() => {
-            let store = FileStore::peek(path)?;
-            let header = Header::load(&store).map_err(|e| e.at(path))?;
-            Ok((store, header))
-        }
-        other => other,
-    }
+    show(&path, &header, allocated, mount.as_ref())
 }
 
 fn holes(header: &Header) -> &'static str {
@@ -65,7 +56,7 @@ fn to_json(path: &Path, header: &Header, allocated: u64) -> serde_json::Value {
         .map(|slot| serde_json::json!({ "id": slot.id, "kdf": slot.kdf.to_string() }))
         .collect();
     serde_json::json!({
-        "disk": path,
+        "disk": json_path::value(path),
         "uuid": header.uuid(),
         "label": header.label(),
         "kind": header.kind().to_string(),
@@ -83,7 +74,7 @@ fn to_json(path: &Path, header: &Header, allocated: u64) -> serde_json::Value {
     })
 }
 
-fn show(path: &Path, header: &Header, allocated: u64) -> Result<()> {
+fn show(path: &Path, header: &Header, allocated: u64, mount: Option<&MountStatus>) -> Result<()> {
     let plain = if header.is_plain() { " (plain LUKS2, no vault token)" } else { "" };
     let holes = match header.holes() {
         Holes::Zeros => "read as zeros; they show which sectors were never used",
@@ -111,6 +102,9 @@ fn show(path: &Path, header: &Header, allocated: u64) -> Result<()> {
     }
     for slot in header.keyslots() {
         fields.push(("keyslot", format!("{}: {}", slot.id, slot.kdf)));
+    }
+    if let Some(mount) = mount {
+        fields.push(("mounted", format!("at {} by process {}", mount.mountpoint.display(), mount.pid)));
     }
     output::fields(&fields)
 }

@@ -1,11 +1,11 @@
 //! `wrapdisk key ...`: the keys of the embedded vault, in the manner of `az keyvault key`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::context::Context;
 use super::{output, prompt};
 use crate::envelope::KeyRef;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::vault::local::{ImportedKey, RsaBits};
 use crate::vault::{KeyInfo, KeyVault};
 
@@ -24,18 +24,36 @@ pub(super) enum Command {
     /// Import an RSA key from a PEM, DER or JWK file; under an existing name, as a new version
     Import(Import),
     /// List all keys, with their latest version
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk key list
+  wrapdisk key list --output json | jq -r '.[] | select(.attributes.enabled) | .kid'")]
     List(output::OutputArgs),
     /// List every version of a key
     ListVersions(Named),
     /// Show one key; the latest version unless NAME/VERSION is given
     Show(Show),
     /// Let a key version be used (again)
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk key enable disk-kek
+  wrapdisk key enable disk-kek --version 1d9aba4cc88ea2e058a6cc04fa7ef82f")]
     Enable(Switch),
     /// Refuse every use of a key version: no disk under it can be mounted any more
+    ///
+    /// An emergency stop: on a terminal it says which disks it hits and asks, in a script it does as it is told.
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk key disable disk-kek
+  wrapdisk key disable disk-kek/1d9aba4cc88ea2e058a6cc04fa7ef82f --yes")]
     Disable(Switch),
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk key create disk-kek2 --size 4096
+  wrapdisk key create disk-kek               a new version; disks keep theirs until they are rewrapped")]
 pub(super) struct Create {
     /// 1 to 127 letters, digits and dashes
     name: String,
@@ -57,6 +75,11 @@ fn parse_bits(text: &str) -> Result<RsaBits, String> {
 
 #[derive(Debug, clap::Args)]
 #[group(id = "source", required = true, multiple = false, args = ["pem_file", "jwk_file"])]
+#[command(after_long_help = "\
+Examples:
+  openssl genrsa 3072 | wrapdisk key import disk-kek3 --pem-file -
+  wrapdisk key import disk-kek3 --pem-file key.pem --passphrase-file key.pass
+  wrapdisk key import disk-kek3 --jwk-file key.jwk")]
 pub(super) struct Import {
     /// 1 to 127 letters, digits and dashes
     name: String,
@@ -69,7 +92,7 @@ pub(super) struct Import {
     #[arg(long, value_name = "FILE")]
     jwk_file: Option<PathBuf>,
 
-    /// The passphrase of an encrypted PKCS#8 file, in FILE
+    /// The passphrase of an encrypted PKCS#8 file, in FILE; asked for on the terminal otherwise
     #[arg(long, value_name = "FILE", conflicts_with = "jwk_file")]
     passphrase_file: Option<PathBuf>,
 
@@ -78,7 +101,12 @@ pub(super) struct Import {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk key list-versions disk-kek
+  wrapdisk key list-versions disk-kek --output json | jq -r '.[].kid'")]
 pub(super) struct Named {
+    /// The key
     name: String,
 
     #[command(flatten)]
@@ -86,6 +114,10 @@ pub(super) struct Named {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk key show disk-kek
+  wrapdisk key show disk-kek --pem > disk-kek.pub.pem")]
 pub(super) struct Show {
     /// NAME or NAME/VERSION
     #[arg(value_parser = parse_key)]
@@ -152,19 +184,33 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
 
 fn import(context: &Context, args: &Import) -> Result<()> {
     let material = match (&args.pem_file, &args.jwk_file) {
-        (Some(file), _) => {
-            let passphrase = args.passphrase_file.as_deref().map(prompt::passphrase_file).transpose()?;
-            let bytes = prompt::secret_file(file)?;
-            ImportedKey::from_pem(bytes.expose(), passphrase.as_ref().map(crate::secret::SecretBytes::expose))
-                .map_err(|e| e.at(file))?
-        }
-        (None, Some(file)) => {
-            ImportedKey::from_jwk(prompt::secret_file(file)?.expose()).map_err(|e| e.at(file))?
-        }
+        (Some(file), _) => from_pem(file, args.passphrase_file.as_deref()),
+        (None, Some(file)) => prompt::secret_file(file).and_then(|jwk| ImportedKey::from_jwk(jwk.expose())),
         (None, None) => return Err(super::usage("key import: give --pem-file or --jwk-file")),
     };
+    let file = args.pem_file.as_ref().or(args.jwk_file.as_ref());
+    let material = material.map_err(|e| file.into_iter().fold(e, |e, file| e.at(file)))?;
     let vault = context.access()?.vault;
     show(&vault.import_key(&args.name, &material, &vault.admin("key import"))?, args.output.json())
+}
+
+fn from_pem(file: &Path, passphrase: Option<&Path>) -> Result<ImportedKey> {
+    if Some(file) == passphrase {
+        return Err(super::usage("found one file for key and passphrase, allowed two"));
+    }
+    let pem = prompt::secret_file(file)?;
+    let Some(passphrase) = passphrase else {
+        return match ImportedKey::from_pem(pem.expose(), None) {
+            // It is encrypted: only then is anything asked.
+            Err(e) if e.kind() == ErrorKind::WrongKey => {
+                let typed = prompt::passphrase(&format!("Passphrase of {}", file.display()), false)?;
+                ImportedKey::from_pem(pem.expose(), Some(typed.expose()))
+            }
+            done => done,
+        };
+    };
+    let passphrase = prompt::passphrase_file(passphrase)?;
+    ImportedKey::from_pem(pem.expose(), Some(passphrase.expose()))
 }
 
 fn switch(context: &Context, args: &Switch, enabled: bool) -> Result<()> {

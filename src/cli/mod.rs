@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -21,6 +21,7 @@ mod info;
 mod key;
 mod mount;
 mod output;
+mod pending;
 mod prompt;
 mod seal;
 mod set;
@@ -31,6 +32,12 @@ mod unlock;
 mod volume_key;
 
 use context::Context;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 ok                  3 key denied (disabled, deleted, no permission), wrong passphrase
+  1 failed              4 vault unreachable, or not there
+  2 usage               5 container or vault damaged";
 
 /// Plaintext disks in a mount, ciphertext in a LUKS2 file, the key in a vault.
 ///
@@ -46,8 +53,6 @@ Examples:
   wrapdisk status                           what is mounted
   wrapdisk umount /mnt/vm
   wrapdisk key disable disk-kek             no new mount of any disk under this key
-
-Exit codes: 0 ok, 1 failed, 2 usage, 3 key denied or wrong passphrase, 4 vault unreachable, 5 container damaged.
 
 Files (root; a user):
   /var/lib/wrapdisk; $XDG_STATE_HOME/wrapdisk    vault.db, root.key, sets.db: back these up together
@@ -94,7 +99,7 @@ pub fn main() -> ExitCode {
     if let Some(helper) = helper::parse(&args) {
         return helper::main(helper);
     }
-    match Cli::try_parse_from(&args) {
+    match parse(&args) {
         Ok(cli) => finish(run(cli, &args)),
         Err(e) => {
             // clap: 0 for --help and --version, 2 for usage.
@@ -103,6 +108,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// The command line, with the exit codes in every long help and man page.
+fn command() -> clap::Command {
+    fn with_exit_codes(command: clap::Command) -> clap::Command {
+        let help = command.get_after_long_help().map(|help| format!("{help}\n\n")).unwrap_or_default();
+        command.after_long_help(help + EXIT_CODES).mut_subcommands(with_exit_codes)
+    }
+    with_exit_codes(<Cli as clap::CommandFactory>::command())
+}
+
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches))
 }
 
 fn finish(done: Result<u8>) -> ExitCode {
@@ -117,9 +135,9 @@ fn finish(done: Result<u8>) -> ExitCode {
 
 /// `wrapdisk: SUBJECT: what: cause`, and what to do.
 fn report(e: &Error) {
-    eprintln!("wrapdisk: {}", e.chain());
+    output::note(&format!("wrapdisk: {}", e.chain()));
     if let Some(hint) = e.advice() {
-        eprintln!("  {hint}");
+        output::note(&format!("  {hint}"));
     }
 }
 
@@ -174,6 +192,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::context::{self, Context};
 use super::daemon::{self, Spawned};
 use super::unlock::{self, Opened, UnlockArgs};
-use super::{create, output, size};
-use crate::control::{MountStatus, Server};
+use super::{create, output, size, usage};
+use crate::control::{MountStatus, Server, json_path};
 use crate::disk::PlainDisk;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::store::Access as StoreAccess;
 use crate::units::ByteLen;
@@ -26,6 +26,8 @@ const DEFAULT_CACHE: ByteLen = match ByteLen::new(64 << 20) {
 /// On a folder, the plaintext is the file disk.img in it; on a regular file, it is that file. The command prints the
 /// path of the plaintext and returns when it is usable; the mount stays in the background until it is unmounted.
 #[derive(Debug, clap::Args)]
+// The last one wins, as in mount(8), where the options of fstab and of the command line come together.
+#[command(args_override_self = true)]
 #[command(after_long_help = "\
 Examples:
   wrapdisk mount vm.wd /mnt/vm                       /mnt/vm/disk.img is the plaintext
@@ -33,7 +35,9 @@ Examples:
   wrapdisk mount vm.wd /mnt/vm --read-only
   wrapdisk mount old-luks2.img /mnt/old --passphrase a container made by cryptsetup
   mount -t fuse.wrapdisk vm.wd /mnt/vm -o ro,allow_other,cache-size=256M
-  /srv/vm.wd /mnt/vm fuse.wrapdisk defaults,nofail 0 0        the same in /etc/fstab")]
+  /srv/vm.wd /mnt/vm fuse.wrapdisk defaults,nofail 0 0        the same in /etc/fstab
+
+The long options are options of mount(8) as well, which answers with its own exit codes.")]
 pub(super) struct Args {
     /// The container: a path, or the uuid of one that was seen before
     pub(super) disk: PathBuf,
@@ -82,6 +86,10 @@ pub(super) struct Args {
     #[command(flatten)]
     output: output::OutputArgs,
 
+    /// Do not print the path of the plaintext
+    #[arg(long, short)]
+    quiet: bool,
+
     /// Threads that serve requests [default: 2 to 4, by processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64), hide_short_help = true)]
     pub(super) threads: Option<u8>,
@@ -105,6 +113,7 @@ pub(super) fn run(context: &Context, args: &Args, argv: &[OsString]) -> Result<u
         return serve(context, args).map(|()| 0);
     }
     match daemon::spawn(argv.get(1..).unwrap_or_default())? {
+        Spawned::Ready(_) if args.quiet => Ok(0),
         Spawned::Ready(said) => output::line(said.trim_end()).map(|()| 0),
         // The child has said why.
         Spawned::Failed(code) => Ok(code),
@@ -139,7 +148,7 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     let session = Session::mount(Arc::clone(&disk), config)?;
     let status = status_source(&opened, &disk, &mountpoint, &session.presented(), args.read_only);
     let server = Server::start(&context.dirs, &mountpoint, Arc::new(status))?;
-    ready(context, &session.presented(), &opened, args.output.json())?;
+    ready(context, args, &session.presented(), &opened)?;
     // The key is in the cipher behind the gate now; this copy must not outlive the start.
     let path = opened.path.clone();
     drop(opened);
@@ -149,9 +158,11 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
 }
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.
-fn ready(context: &Context, file: &Path, opened: &Opened, json: bool) -> Result<()> {
-    if json {
-        let value = serde_json::json!({ "file": file, "disk": opened.path, "uuid": opened.header.uuid(), "pid": std::process::id() });
+fn ready(context: &Context, args: &Args, file: &Path, opened: &Opened) -> Result<()> {
+    if args.quiet && !daemon::is_child() {
+        // Nobody waits for a word.
+    } else if args.output.json() {
+        let value = serde_json::json!({ "file": json_path::value(file), "disk": json_path::value(&opened.path), "uuid": opened.header.uuid(), "pid": std::process::id() });
         output::line(&value.to_string())?;
     } else {
         output::line(&file.display().to_string())?;
@@ -227,20 +238,18 @@ fn status_source(
 
 /// For the mount helper: is exactly this mounted already?
 pub(super) fn is_mounted(context: &Context, disk: &Path, place: &Path) -> bool {
-    let same = |m: &MountStatus| {
-        disk.canonicalize().is_ok_and(|d| d == m.disk)
-            && mountpoint::resolve(place).is_ok_and(|p| p == m.mountpoint)
-    };
+    let (Ok(disk), Ok(place)) = (context.container(disk), mountpoint::resolve(place)) else { return false };
+    let same = |m: &MountStatus| m.disk == disk && m.mountpoint == place;
     context.mounts().is_ok_and(|mounts| mounts.iter().any(same))
 }
 
 /// The error of options that contradict each other.
 fn check(args: &Args) -> Result<()> {
     if args.read_only && args.create.is_some() {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            "--create makes a writable disk; it does not go with --read-only",
-        ));
+        return Err(usage("--create makes a writable disk; it does not go with --read-only"));
+    }
+    if args.create.is_none() && args.new.any() {
+        return Err(usage("an option for a new disk: found without --create, which would make one"));
     }
     Ok(())
 }

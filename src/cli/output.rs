@@ -42,9 +42,16 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<()> {
     line(&text)
 }
 
-/// Says something to the person at the terminal that is not the command's result.
+/// Says something to the person at the terminal that is not the command's result. Nobody listening is no failure
+/// (`eprintln` would panic).
 pub(super) fn note(text: &str) {
-    eprintln!("{text}");
+    say(&format!("{text}\n"));
+}
+
+/// A question or a line that goes on.
+pub(super) fn say(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 
 /// Columns wide enough for what they hold, separated by two spaces.
@@ -95,10 +102,8 @@ impl Progress {
         let percent = done.saturating_mul(100).checked_div(self.total).unwrap_or(100);
         if self.shown.is_some_and(|shown| shown != percent) {
             self.shown = Some(percent);
-            eprint!("\r{}: {percent:3} %", self.what);
-            if done >= self.total {
-                eprintln!();
-            }
+            let end = if done >= self.total { "\n" } else { "" };
+            say(&format!("\r{}: {percent:3} %{end}", self.what));
         }
     }
 }

@@ -1,41 +1,26 @@
 //! Passphrases and confirmations: from the terminal or a file, never from the command line.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
+use nix::sys::signal::{SigSet, Signal};
 use zeroize::Zeroize;
 
+use super::output;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::secret::SecretBytes;
 
 /// Longest passphrase file. cryptsetup's default limit for keyfiles is 8 MiB; nobody types that.
 const MAX_FILE: u64 = 8 * 1024 * 1024;
 
-/// Asks on the terminal; with `twice`, until both answers agree is not waited for: they must.
+/// Asks on the terminal; with `twice`, both answers must agree.
 ///
 /// # Errors
 /// `Usage` without a terminal, `InvalidInput` when the two differ or nothing was typed.
 pub(super) fn passphrase(question: &str, twice: bool) -> Result<SecretBytes> {
-    let ask = |question: &str| -> Result<SecretBytes> {
-        let mut typed = rpassword::prompt_password(question).map_err(|e| {
-            Error::new(ErrorKind::Usage, "passphrase: no terminal to ask on")
-                .caused_by(e)
-                .hint("give it in a file: --passphrase-file FILE (or --recovery-file for create)")
-        })?;
-        // rpassword hands out a String; its bytes move into a secret and the String is wiped.
-        let secret = SecretBytes::zeroed(typed.len()).map(|mut secret| {
-            secret.expose_mut().copy_from_slice(typed.as_bytes());
-            secret
-        });
-        typed.zeroize();
-        secret
-    };
     let first = ask(&format!("{question}: "))?;
     if first.is_empty() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "passphrase: found nothing, allowed at least one character",
-        ));
+        return Err(nothing_typed());
     }
     if twice {
         let second = ask(&format!("{question} (again): "))?;
@@ -44,6 +29,35 @@ pub(super) fn passphrase(question: &str, twice: bool) -> Result<SecretBytes> {
         }
     }
     Ok(first)
+}
+
+fn nothing_typed() -> Error {
+    Error::new(ErrorKind::InvalidInput, "passphrase: found nothing, allowed at least one character")
+}
+
+fn ask(question: &str) -> Result<SecretBytes> {
+    // On Ctrl-C rpassword raises the signal while the terminal still has its echo off: let it wait until that is back.
+    let interrupt = SigSet::from(Signal::SIGINT);
+    interrupt.thread_block().io_at("hold back signals", "")?;
+    let typed = rpassword::prompt_password(question);
+    interrupt.thread_unblock().io_at("let signals through", "")?;
+    let mut typed = match typed {
+        Ok(typed) => typed,
+        // Ctrl-D.
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Err(nothing_typed()),
+        Err(e) => {
+            return Err(Error::new(ErrorKind::Usage, "passphrase: no terminal to ask on")
+                .caused_by(e)
+                .hint("give it in a file: --passphrase-file FILE (--recovery-file for a new disk)"));
+        }
+    };
+    // rpassword hands out a String; its bytes move into a secret and the String is wiped.
+    let secret = SecretBytes::zeroed(typed.len()).map(|mut secret| {
+        secret.expose_mut().copy_from_slice(typed.as_bytes());
+        secret
+    });
+    typed.zeroize();
+    secret
 }
 
 /// Reads a passphrase file; `-` is standard input. One newline at the end is not part of the passphrase (ON-DISK section 9).
@@ -121,8 +135,7 @@ pub(super) fn confirm(question: &str, assumed: bool) -> Result<()> {
         return Err(Error::new(ErrorKind::Usage, format!("{question}: not confirmed"))
             .hint("add --yes to do it without being asked"));
     }
-    eprint!("{question}. Type yes to go on: ");
-    let _ = std::io::stderr().flush();
+    output::say(&format!("{question}. Type yes to go on: "));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).io_at("read the answer", "")?;
     if answer.trim() == "yes" {

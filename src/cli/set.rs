@@ -2,7 +2,9 @@
 
 use super::context::Context;
 use super::output;
+use crate::control::json_path;
 use crate::error::Result;
+use crate::set::Set;
 
 /// Show disk encryption sets: which key wraps the data keys, and in whose name
 #[derive(Debug, clap::Subcommand)]
@@ -12,13 +14,22 @@ Examples:
   wrapdisk set show default --output json")]
 pub(super) enum Command {
     /// List all sets
+    #[command(after_long_help = "\
+Examples:
+  wrapdisk set list
+  wrapdisk set list --output json | jq -r '.[].name'")]
     List(output::OutputArgs),
     /// Show one set and the disks that belong to it
     Show(Show),
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk set show default
+  wrapdisk set show default --output json | jq -r '.disks[].path'")]
 pub(super) struct Show {
+    /// The set
     name: String,
 
     #[command(flatten)]
@@ -31,7 +42,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::List(output) => {
             let all = sets.list()?;
             if output.json() {
-                return output::json(&all.iter().map(crate::set::Set::to_json).collect::<Vec<_>>());
+                return output::json(&all.iter().map(Set::to_json).collect::<Vec<_>>());
             }
             let mut rows = Vec::new();
             for set in &all {
@@ -44,7 +55,12 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let set = sets.by_name(&args.name)?;
             let disks = sets.containers(Some(set.id))?;
             if args.output.json() {
-                return output::json(&set.to_json());
+                let mut value = set.to_json();
+                value["disks"] = disks
+                    .iter()
+                    .map(|d| serde_json::json!({ "uuid": d.uuid, "path": json_path::value(&d.path), "kids": d.kids }))
+                    .collect();
+                return output::json(&value);
             }
             output::fields(&[
                 ("name", set.name.clone()),

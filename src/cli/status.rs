@@ -28,7 +28,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         None => context.mounts()?,
         Some(disk) => match context.mount_of(disk)? {
             Some(mount) => vec![mount],
-            None => return Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk)),
+            None => {
+                return Err(Error::new(ErrorKind::NotFound, "not mounted")
+                    .at(disk)
+                    .hint("wrapdisk status lists what is"));
+            }
         },
     };
     if args.output.json() {

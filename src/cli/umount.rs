@@ -45,19 +45,22 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 
 /// A mount without an answering daemon: dead, or another user's.
 fn not_of_this_user(disk: &Path) -> Result<PathBuf> {
-    let real = mountpoint::resolve(disk)?;
+    let not_mounted =
+        || Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is");
+    // A uuid is no path, and a container may have been moved away.
+    let real = mountpoint::resolve(disk).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => not_mounted(),
+        _ => e,
+    })?;
     match mountpoint::mounted_at(&real)? {
         Some(found) if found.fs_type == mountpoint::FS_TYPE => Ok(real),
-        _ => {
-            Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is"))
-        }
+        _ => Err(not_mounted()),
     }
 }
 
 fn wait_for_end(mount: &MountStatus) -> Result<()> {
-    let pid = PathBuf::from(format!("/proc/{}", mount.pid));
     let start = Instant::now();
-    while pid.exists() {
+    while !has_ended(mount.pid) {
         if start.elapsed() > PATIENCE {
             return Err(Error::new(
                 ErrorKind::Busy,
@@ -69,4 +72,14 @@ fn wait_for_end(mount: &MountStatus) -> Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Nothing of the process is left that could hold the disk's lock. One whose parent has not asked for its exit code (a
+/// mount in the foreground) stays in the table, and its first thread may be through before the others are.
+fn has_ended(pid: u32) -> bool {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    threads == 0 || (threads == 1 && state.starts_with(['Z', 'X']))
 }

@@ -49,9 +49,14 @@ pub(super) struct Opened {
     pub(super) kid: Option<Kid>,
 }
 
-/// Locks the container and reads its header. On a busy one, says who has it.
+/// Locks a container, or whatever is there. On a busy one, says who has it.
+pub(super) fn lock(context: &Context, path: &Path, access: StoreAccess) -> Result<FileStore> {
+    FileStore::open(path, access).map_err(|e| name_the_holder(context, path, e))
+}
+
+/// Locks a container and reads its header.
 pub(super) fn load(context: &Context, path: &Path, access: StoreAccess) -> Result<(FileStore, Header)> {
-    let store = FileStore::open(path, access).map_err(|e| name_the_holder(context, path, e))?;
+    let store = lock(context, path, access)?;
     let header = Header::load(&store).map_err(|e| e.at(path))?;
     for warning in header.warnings() {
         log::warn!("{}: {warning}", path.display());
@@ -60,6 +65,19 @@ pub(super) fn load(context: &Context, path: &Path, access: StoreAccess) -> Resul
         header.repair_copies(&store).map_err(|e| e.at(path))?;
     }
     Ok((store, header))
+}
+
+/// Reads a header beside its owner: a live mount of ours holds the lock, and two copies with checksums make reading
+/// without it safe (a commit in progress leaves one of them whole at every moment).
+pub(super) fn load_shared(context: &Context, path: &Path) -> Result<(FileStore, Header)> {
+    match load(context, path, StoreAccess::ReadOnly) {
+        Err(e) if e.kind() == ErrorKind::Busy && context.mount_of(path)?.is_some() => {
+            let store = FileStore::peek(path)?;
+            let header = Header::load(&store).map_err(|e| e.at(path))?;
+            Ok((store, header))
+        }
+        other => other,
+    }
 }
 
 fn name_the_holder(context: &Context, path: &Path, e: Error) -> Error {
@@ -85,7 +103,7 @@ pub(super) fn open(
     args: &UnlockArgs,
     reason: &str,
 ) -> Result<Opened> {
-    let (store, mut header) = load(context, path, access)?;
+    let (store, header) = load(context, path, access)?;
     if access == StoreAccess::ReadWrite && header.kind() != Kind::Disk {
         return Err(Error::new(
             ErrorKind::ReadOnly,
@@ -94,27 +112,49 @@ pub(super) fn open(
         .at(path)
         .hint("mount it with --read-only"));
     }
-    let (key, kid) = if args.wants_passphrase() {
-        let key = by_passphrase(&mut header, &store, args).map_err(|e| on(e, path))?;
-        audit_recovery(context, &header, reason);
-        (key, None)
-    } else if header.is_plain() {
+    let (key, kid) = key(context, path, (&store, &header), args, reason)?;
+    Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid })
+}
+
+/// The volume key, and the version of the vault's key that unwrapped it; a passphrase has none.
+pub(super) fn key(
+    context: &Context,
+    path: &Path,
+    (store, header): (&FileStore, &Header),
+    args: &UnlockArgs,
+    reason: &str,
+) -> Result<(VolumeKey, Option<Kid>)> {
+    if args.wants_passphrase() {
+        let key = by_passphrase(header, store, args).map_err(|e| on(e, path))?;
+        audit_recovery(context, header, reason);
+        return Ok((key, None));
+    }
+    if header.is_plain() {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "tokens: found no wrapdisk-vault token, allowed 1 to 8",
         )
         .at(path)
         .hint("this is a plain LUKS2 container; open it with --passphrase"));
-    } else {
-        let vault = context.existing()?;
-        let unlocked = vault.unlock(&header, reason).map_err(|e| on(e, path))?;
-        for warning in &unlocked.warnings {
-            log::warn!("{}: {warning}", path.display());
-        }
-        vault.record(&header, path, context::now())?;
-        (unlocked.key, Some(unlocked.kid))
-    };
-    Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid })
+    }
+    let (vault, unlocked) = context
+        .existing()
+        .and_then(|vault| vault.unlock(header, reason).map(|unlocked| (vault, unlocked)))
+        .map_err(|e| or_by_passphrase(on(e, path), header))?;
+    for warning in &unlocked.warnings {
+        log::warn!("{}: {warning}", path.display());
+    }
+    vault.record(header, path, context::now())?;
+    Ok((unlocked.key, Some(unlocked.kid)))
+}
+
+/// Reminds of the other way in, where there is one and nothing better is known.
+fn or_by_passphrase(e: Error, header: &Header) -> Error {
+    let useful = matches!(e.kind(), ErrorKind::Denied | ErrorKind::Unreachable) && e.advice().is_none();
+    if useful && !header.keyslots().is_empty() {
+        return e.hint("it has a recovery passphrase, which opens it without the vault: --passphrase");
+    }
+    e
 }
 
 /// A recovery must work when the vault is gone: what cannot be audited is said, not refused.
@@ -130,12 +170,19 @@ fn audit_recovery(context: &Context, header: &Header, reason: &str) {
     }
 }
 
-/// Puts the path in front where the error has no better subject.
+/// Says which disk it was about: a vault's answer names the key only.
 fn on(e: Error, path: &Path) -> Error {
-    if e.kind() == ErrorKind::WrongKey || e.kind() == ErrorKind::Damaged { e.at(path) } else { e }
+    match e.kind() {
+        ErrorKind::WrongKey | ErrorKind::Damaged => e.at(path),
+        ErrorKind::Denied | ErrorKind::Unreachable => {
+            let about = Error::new(e.kind(), e.chain()).at(path);
+            e.advice().map(str::to_owned).into_iter().fold(about, Error::hint)
+        }
+        _ => e,
+    }
 }
 
-fn by_passphrase(header: &mut Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
+fn by_passphrase(header: &Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
     let passphrase = match &args.passphrase_file {
         Some(file) => prompt::passphrase_file(file)?,
         None => prompt::passphrase("Passphrase", false)?,

@@ -35,10 +35,13 @@ pub struct MountStatus {
     /// The container's uuid.
     pub uuid: String,
     /// The container.
+    #[serde(with = "json_path")]
     pub disk: PathBuf,
     /// The folder or file it is mounted on.
+    #[serde(with = "json_path")]
     pub mountpoint: PathBuf,
     /// The plaintext.
+    #[serde(with = "json_path")]
     pub file: PathBuf,
     /// The daemon.
     pub pid: u32,
@@ -62,6 +65,52 @@ pub struct MountStatus {
     pub io: IoStats,
     /// `None` when the cache is off.
     pub cache: Option<CacheStats>,
+}
+
+/// A path in JSON: text; where it is not UTF-8, its bytes. (serde would refuse it.)
+pub mod json_path {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => text.serialize(to),
+            None => path.as_os_str().as_bytes().serialize(to),
+        }
+    }
+
+    /// For `#[serde(with)]`.
+    ///
+    /// # Errors
+    /// The deserializer's.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Text(String),
+            Bytes(Vec<u8>),
+        }
+        Ok(match Either::deserialize(from)? {
+            Either::Text(text) => text.into(),
+            Either::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
+
+    /// The same as a value.
+    #[must_use]
+    pub fn value(path: &Path) -> serde_json::Value {
+        match path.to_str() {
+            Some(text) => text.into(),
+            None => path.as_os_str().as_bytes().into(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -184,6 +233,8 @@ pub fn live_mounts(dirs: &Dirs) -> Result<Vec<MountStatus>> {
             Err(e) if connection_refused(&e) => {
                 let _ = std::fs::remove_file(&socket);
             }
+            // Unmounted while we looked.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => log::warn!("{}", e.chain()),
         }
     }

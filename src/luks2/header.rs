@@ -146,24 +146,32 @@ impl Header {
         Ok(header)
     }
 
+    /// Gives an empty store the length of this container, or finds out that a device is long enough.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    pub fn reserve(&self, store: &dyn BackingStore) -> Result<()> {
+        let size = self.size().round_up(self.model.segment.sector_size.bytes());
+        let end = size.and_then(|size| self.model.segment.offset.checked_add(size));
+        let end = end.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "size: too large"))?;
+        let len = ByteLen::new(end.get()).expect("an offset is a length");
+        match store.set_len(len) {
+            Err(e) if e.kind() == ErrorKind::Unsupported && store.len()? >= len => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Unsupported => {
+                let message = format!("the device has {} bytes, the container needs {len}", store.len()?);
+                Err(Error::new(ErrorKind::NoSpace, message))
+            }
+            done => done,
+        }
+    }
+
     /// Makes an empty store into this container: length, both copies. Nothing else is written, so a file stays sparse;
     /// on a device, the keyslots area keeps what was there until a keyslot uses it.
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
     pub fn format(&mut self, store: &dyn BackingStore) -> Result<()> {
-        let size = self.size().round_up(self.model.segment.sector_size.bytes());
-        let end = size.and_then(|size| self.model.segment.offset.checked_add(size));
-        let end = end.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "size: too large"))?;
-        let len = ByteLen::new(end.get()).expect("an offset is a length");
-        match store.set_len(len) {
-            Err(e) if e.kind() == ErrorKind::Unsupported && store.len()? >= len => {}
-            Err(e) if e.kind() == ErrorKind::Unsupported => {
-                let message = format!("the device has {} bytes, the container needs {len}", store.len()?);
-                return Err(Error::new(ErrorKind::NoSpace, message));
-            }
-            done => done?,
-        }
+        self.reserve(store)?;
         let text = self.text();
         copies::write_first(store, &mut self.binary, &text)
     }

@@ -1,14 +1,17 @@
 //! First use: the embedded vault, one key, and the set "default" with its identity and grant, made together.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
 
 use super::access::Access;
 use super::{NewSet, Set, SetStore};
 use crate::dirs::Dirs;
 use crate::envelope::KeyRef;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::vault::local::{IdentityKind, LocalVault, Role, RsaBits};
-use crate::vault::{KeyInfo, KeyVault};
+use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// The set that is used when none is named.
 pub const DEFAULT_SET: &str = "default";
@@ -35,20 +38,37 @@ pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
     let vault = match LocalVault::open(&dirs.state) {
         Err(e) if e.kind() == ErrorKind::NotFound && !LocalVault::exists(&dirs.state) => {
             match LocalVault::init(&dirs.state, DEFAULT_SET) {
-                // Another process was faster.
-                Err(e) if e.kind() == ErrorKind::Exists => LocalVault::open(&dirs.state)?,
+                // Another process was faster; or a root key lies here alone, which only the first error says.
+                Err(e) if e.kind() == ErrorKind::Exists && LocalVault::exists(&dirs.state) => {
+                    LocalVault::open(&dirs.state)?
+                }
                 made => made?,
             }
         }
         opened => opened?,
     };
     let access = Access { sets: SetStore::open(&dirs.state)?, vault };
-    if access.sets.list()?.iter().any(|s| s.name == DEFAULT_SET) {
+    if has_default(&access)? {
+        return Ok((access, None));
+    }
+    // One at a time: two first uses at once must not end with two keys.
+    let _turn = lock(&dirs.state)?;
+    if has_default(&access)? {
         return Ok((access, None));
     }
     let (key, set) = make_default(&access)?;
     let report = FirstUse { state: dirs.state.clone(), key, set };
     Ok((access, Some(report)))
+}
+
+fn has_default(access: &Access) -> Result<bool> {
+    Ok(access.sets.list()?.iter().any(|s| s.name == DEFAULT_SET))
+}
+
+/// Waits for the folder's lock, which the vault takes as well while it is made; given back on drop.
+fn lock(folder: &Path) -> Result<Flock<File>> {
+    let file = File::open(folder).io_at("open folder", folder)?;
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::io("lock folder", e.into()).at(folder))
 }
 
 fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {
@@ -57,21 +77,21 @@ fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {
     let wanted = KeyRef { name: DEFAULT_KEY.to_owned(), version: None };
     let key = match vault.describe(&wanted, &call) {
         Ok(key) => key,
-        Err(_) => vault.create_key(DEFAULT_KEY, RsaBits::B3072, &call)?,
+        Err(VaultError::Denied(Denial::Deleted, _)) => {
+            vault.create_key(DEFAULT_KEY, RsaBits::B3072, &call)?
+        }
+        Err(e) => return Err(e.into()),
     };
     let identity =
         vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?;
     vault.grant(identity, Role::CryptoServiceEncryptionUser, Some(DEFAULT_KEY), &call)?;
-    let new = NewSet {
+    let set = access.sets.create(&NewSet {
         name: DEFAULT_SET.to_owned(),
         vault: vault.id(),
         key: key.kid.versionless().to_owned(),
         active: key.kid.clone(),
         pinned: false,
         identity,
-    };
-    match access.sets.create(&new) {
-        Err(e) if e.kind() == ErrorKind::Exists => Ok((key, access.sets.by_name(DEFAULT_SET)?)),
-        set => Ok((key, set?)),
-    }
+    })?;
+    Ok((key, set))
 }

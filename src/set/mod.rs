@@ -170,7 +170,7 @@ impl SetStore {
             format!("no such set in {}; known: {known}", self.path.display()),
         )
         .on(subject(name))
-        .hint("make one with: wrapdisk set create"))
+        .hint("see what there is: wrapdisk set list"))
     }
 
     /// The set with this id, as containers name it.

@@ -149,7 +149,7 @@ impl SetStore {
         if gone == 0 {
             return Err(Error::new(ErrorKind::NotFound, format!("not registered at {}", path.display()))
                 .on(format!("container {uuid}"))
-                .hint("see where it was seen with: wrapdisk set list-associated-resources"));
+                .hint("see where it was seen with: wrapdisk set show"));
         }
         Ok(())
     }

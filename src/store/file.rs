@@ -15,8 +15,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::unistd::{Whence, lseek};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
+use nix::unistd::{Whence, linkat, lseek};
 
 use super::{BackingStore, device, lock, signature};
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -123,6 +123,34 @@ impl FileStore {
             // The empty file is ours and of no use to anybody: a second attempt must not find it.
             .inspect_err(|_| drop(std::fs::remove_file(path)))?;
         Ok(store)
+    }
+
+    /// Creates a file without a name (O_TMPFILE) in the folder of `path`, and locks it: the kernel takes it away again
+    /// when this process ends, however it ends, unless [`FileStore::give_name`] came first.
+    ///
+    /// # Errors
+    /// `Unsupported` where the file system has no such files; otherwise as [`FileStore::create_new`].
+    pub fn create_unnamed(path: &Path) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .custom_flags(libc::O_TMPFILE)
+            .open(folder_of(path))
+            .io_at("create", path)?;
+        let store = Self::adopt(file, path, Access::ReadWrite)?;
+        lock::take(&store.file, path, Access::ReadWrite, false)?;
+        Ok(store)
+    }
+
+    /// Gives a file of [`FileStore::create_unnamed`] its name, in one step. The caller makes it durable with
+    /// [`sync_parent_dir`].
+    ///
+    /// # Errors
+    /// `Exists`; `PermissionDenied`, `NoSpace`, `Io`.
+    pub fn give_name(&self, path: &Path) -> Result<()> {
+        linkat(AT_FDCWD, &lock::proc_path(&self.file), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+            .io_at("name", path)
     }
 
     fn adopt(file: File, path: &Path, access: Access) -> Result<Self> {
@@ -385,15 +413,16 @@ impl BackingStore for FileStore {
 /// # Errors
 /// `Io`, `PermissionDenied` (the folder cannot be read).
 pub fn sync_parent_dir(path: &Path) -> Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
+    let dir = folder_of(path);
     match File::open(dir).io_at("open folder", dir)?.sync_all() {
         // Some network and FUSE file systems have no fsync for folders: there is nothing more to be done.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         done => done.io_at("sync folder", dir),
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn check_type(meta: &Metadata, path: &Path) -> Result<()> {

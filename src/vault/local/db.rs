@@ -47,7 +47,7 @@ impl Db {
         let meta = std::fs::metadata(&path).map_err(|e| {
             Error::io("open the vault", e)
                 .at(&path)
-                .hint("make one: wrapdisk vault init, or any first `wrapdisk create`; or restore it from your backup")
+                .hint("restore it from your backup; where there was none, the first `wrapdisk create` makes one")
         })?;
         let mut conn = connect(&path)?;
         check_kind(&conn).map_err(|e| e.at(&path))?;
