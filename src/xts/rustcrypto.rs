@@ -14,7 +14,7 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use aes::{Aes256, Block};
 
 use super::{Direction, Tweaks, VolumeKey, halves};
-use crate::secret::guard_foreign;
+use crate::secret::{guard_foreign, scrub_stack};
 
 const BLOCK: usize = 16;
 
@@ -36,6 +36,7 @@ impl Portable {
         let mut place = Box::<Schedules>::new_uninit();
         guard_foreign(NonNull::from(&mut *place).cast(), size_of::<Schedules>());
         let portable = Self(expand(place, key));
+        // With VAES, `aes` spills round keys on every call, and an AES-256 schedule begins with the key itself.
         scrub_stack();
         portable
     }
@@ -78,14 +79,6 @@ impl fmt::Debug for Portable {
 fn expand(place: Box<std::mem::MaybeUninit<Schedules>>, key: &VolumeKey) -> Box<Schedules> {
     let (data, tweak) = halves(key.secret());
     Box::write(place, Schedules { data: Aes256::new(data.into()), tweak: Aes256::new(tweak.into()) })
-}
-
-/// Overwrites what returned callees left below the current frame: with VAES, `aes` spills round keys there on
-/// every call, and an AES-256 schedule begins with the key itself. 16 KiB, since a development build (the deepest
-/// frames) left copies down to 12.7 KiB. tests/xts_forgets_its_keys.rs looks for what is left.
-#[inline(never)]
-fn scrub_stack() {
-    std::hint::black_box(&mut [0u64; 2048]);
 }
 
 fn xor(batch: &mut [Block], mask: &[u128]) {
