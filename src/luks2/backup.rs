@@ -1,6 +1,6 @@
 //! Header backup, restore and erase (ON-DISK section 11). A backup is the same file as `cryptsetup luksHeaderBackup`'s.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -27,7 +27,12 @@ fn save(store: &dyn BackingStore, len: ByteLen, out: &Path) -> Result<()> {
     let area = read(store, len)?;
     let mut file =
         std::fs::File::options().write(true).create_new(true).mode(0o400).open(out).io_at("create", out)?;
-    file.write_all(&area).and_then(|()| file.sync_all()).io_at("write", out)?;
+    let written = file.write_all(&area).and_then(|()| file.sync_all()).io_at("write", out);
+    if written.is_err() {
+        // Half a backup is none, and would be in the way of the next one.
+        let _ = std::fs::remove_file(out);
+    }
+    written?;
     crate::store::sync_parent_dir(out)
 }
 
@@ -46,28 +51,28 @@ fn read(store: &dyn BackingStore, len: ByteLen) -> Result<Vec<u8>> {
 /// # Errors
 /// `Damaged` for a bad or foreign backup, `Exists` when the present area was saved there before.
 pub fn restore(store: &dyn BackingStore, file: &Path, force: bool, save_present_to: &Path) -> Result<()> {
-    let area = read_backup(file)?;
-    let header = check_backup(&area, store).map_err(|e| e.at(file))?;
-    let area_len = ByteLen::of(&area);
-    match Header::load(store) {
-        Ok(present) if !force => {
-            let same = present.uuid() == header.uuid()
-                && present.segment() == header.segment()
-                && present.model.digest == header.model.digest;
-            if !same {
-                return Err(damaged(
-                    "backup",
-                    format!("uuid {}", header.uuid()),
-                    format!("{} with the same segment and digest", present.uuid()),
-                )
-                .at(file)
-                .hint("to put it here all the same, add --force"));
-            }
+    let (area, header) = read_backup(file, store).map_err(|e| e.at(file))?;
+    let present = match Header::load(store) {
+        Ok(present) => Some(present),
+        // What a restore is for.
+        Err(e) if e.kind() == ErrorKind::Damaged => None,
+        // A header that another program understands is not to be lost by mistake.
+        Err(e) if e.kind() == ErrorKind::Unsupported && force => None,
+        Err(e) if e.kind() == ErrorKind::Unsupported => {
+            return Err(e.hint("to replace this header all the same, add --force"));
         }
-        Err(e) if e.kind() == ErrorKind::Io => return Err(e),
-        _ => {}
+        Err(e) => return Err(e),
+    };
+    if let Some(present) = &present {
+        if !force {
+            check_same(present, &header).map_err(|e| e.at(file))?;
+        }
+        // The zeroed secondary must not be the better copy.
+        present.repair_copies(store)?;
     }
-    save(store, area_len, save_present_to)?;
+    // All that will be overwritten, and at least a whole backup of what is there.
+    let saved = present.map_or(ByteLen::ZERO, |p| p.area_len()).max(ByteLen::of(&area));
+    save(store, saved, save_present_to)?;
     let hdr_size = usize::try_from(header.binary.hdr_size).expect("at most 128 KiB");
     let at = |n: usize| ByteOffset::new(n as u64).expect("within the header area");
     store.write_at(at(hdr_size), &[0; 4096])?;
@@ -80,23 +85,37 @@ pub fn restore(store: &dyn BackingStore, file: &Path, force: bool, save_present_
     store.sync()
 }
 
-fn read_backup(file: &Path) -> Result<Vec<u8>> {
-    let len = std::fs::metadata(file).io_at("open", file)?.len();
-    if len > MAX_AREA {
-        return Err(damaged("backup", format!("{len} bytes"), format!("at most {MAX_AREA}")).at(file));
+fn check_same(present: &Header, backup: &Header) -> Result<()> {
+    let same = present.uuid() == backup.uuid()
+        && present.segment() == backup.segment()
+        && present.model.digest == backup.model.digest;
+    if same {
+        return Ok(());
     }
-    std::fs::read(file).io_at("read", file)
+    let allowed = format!("{} with the same segment and digest", present.uuid());
+    Err(damaged("backup", format!("uuid {}", backup.uuid()), allowed)
+        .hint("to put it here all the same, add --force"))
 }
 
-/// The backup must be a header that we would open over this container's data, and exactly its area.
-fn check_backup(area: &[u8], store: &dyn BackingStore) -> Result<Header> {
-    let whole = MemoryStore::from(area.to_vec());
+/// The bytes of a backup: a header that we would open over this container's data, and exactly its area.
+fn read_backup(file: &Path, store: &dyn BackingStore) -> Result<(Vec<u8>, Header)> {
+    let mut area = Vec::new();
+    // Whatever the file is: a device or a pipe has no length to be checked first.
+    let input = std::fs::File::open(file).io_at("open", file)?;
+    input.take(MAX_AREA + 1).read_to_end(&mut area).io_at("read", file)?;
+    if area.len() as u64 > MAX_AREA {
+        return Err(damaged("backup", format!("more than {MAX_AREA} bytes"), format!("at most {MAX_AREA}")));
+    }
+    let whole = MemoryStore::from(area);
     // The data area is the container's: a memory store this long would not fit in memory, so only the header is judged.
     let header = Header::load_area(&whole, store.len()?)?;
-    if ByteLen::of(area) != header.area_len() {
-        return Err(damaged("backup", format!("{} bytes", area.len()), header.area_len()));
+    let len = whole.len()?;
+    if len != header.area_len() {
+        return Err(damaged("backup", format!("{len} bytes"), header.area_len()));
     }
-    Ok(header)
+    // If its copies differed when it was made, the better one is put back twice.
+    header.repair_copies(&whole)?;
+    Ok((whole.snapshot(), header))
 }
 
 /// Destroys every way in: keyslots area overwritten, no keyslots and no tokens in both copies.
@@ -108,7 +127,6 @@ pub fn erase(store: &dyn BackingStore) -> Result<()> {
     let start = header.keyslots_start();
     let len = header.area_len().get() - start.get();
     let area = Extent::new(start, ByteLen::new(len).expect("at most 128 MiB")).expect("small");
-    keyslot::overwrite(store, area)?;
     let digest = header.model.digest.name.clone();
     header.change(|json| {
         for name in ["keyslots", "tokens"] {
@@ -116,6 +134,7 @@ pub fn erase(store: &dyn BackingStore) -> Result<()> {
         }
         json["digests"][&digest]["keyslots"] = serde_json::json!([]);
     })?;
+    keyslot::overwrite(store, area)?;
     match header.commit(store)? {
         super::Committed::Both => Ok(()),
         super::Committed::SecondaryStale(e) => Err(e),

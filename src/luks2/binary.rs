@@ -12,6 +12,8 @@ pub(super) const BINARY_SIZE: usize = 4096;
 pub(super) const DEFAULT_SIZE: u64 = 16384;
 /// Header sizes that may be, and so offsets where a secondary may be.
 pub(super) const SIZES: [u64; 4] = [16384, 32768, 65536, 131_072];
+/// The format goes on to 4 MiB; nobody needs so much JSON, and it is all hostile.
+const LARGER_SIZES: [u64; 5] = [256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
 
 const MAGIC_PRIMARY: &[u8; 6] = b"LUKS\xba\xbe";
 const MAGIC_SECONDARY: &[u8; 6] = b"SKUL\xba\xbe";
@@ -34,10 +36,25 @@ pub(super) enum Which {
 }
 
 impl Which {
-    const fn magic(self) -> &'static [u8; 6] {
+    pub(super) const fn magic(self) -> &'static [u8; 6] {
         match self {
             Self::Primary => MAGIC_PRIMARY,
             Self::Secondary => MAGIC_SECONDARY,
+        }
+    }
+
+    pub(super) const fn other(self) -> Self {
+        match self {
+            Self::Primary => Self::Secondary,
+            Self::Secondary => Self::Primary,
+        }
+    }
+
+    /// Where this copy lies.
+    pub(super) const fn place(self, hdr_size: u64) -> u64 {
+        match self {
+            Self::Primary => 0,
+            Self::Secondary => hdr_size,
         }
     }
 }
@@ -56,15 +73,6 @@ fn u64_at(bytes: &[u8], at: std::ops::Range<usize>) -> u64 {
     u64::from_be_bytes(bytes[at].try_into().expect("the field has 8 bytes"))
 }
 
-/// True when `bytes` begin with a LUKS magic, and the version after it.
-pub(super) fn version(bytes: &[u8]) -> Option<u16> {
-    let magic = bytes.get(..6)?;
-    if magic != MAGIC_PRIMARY && magic != MAGIC_SECONDARY {
-        return None;
-    }
-    Some(u16::from_be_bytes(bytes.get(VERSION)?.try_into().ok()?))
-}
-
 impl Binary {
     /// Parses the first 4096 bytes of the copy that lies at `place`.
     ///
@@ -72,11 +80,8 @@ impl Binary {
     /// The refusals 1 and 2 of ON-DISK section 8.
     pub(super) fn parse(bytes: &[u8; BINARY_SIZE], which: Which, place: u64) -> Result<Self> {
         if &bytes[..6] != which.magic() {
-            return Err(damaged(
-                "magic",
-                format!("{:02x?}", &bytes[..6]),
-                "LUKS\\xba\\xbe or SKUL\\xba\\xbe in its place",
-            ));
+            let shown = |magic: &[u8]| format!("\"{}\"", magic.escape_ascii());
+            return Err(damaged("magic", shown(&bytes[..6]), shown(which.magic())));
         }
         let version = u16::from_be_bytes([bytes[6], bytes[7]]);
         if version != 2 {
@@ -89,7 +94,12 @@ impl Binary {
         }
         let hdr_size = u64_at(bytes, HDR_SIZE);
         if !SIZES.contains(&hdr_size) {
-            return Err(damaged("hdr_size", hdr_size, "16384, 32768, 65536 or 131072"));
+            let allowed = "16384, 32768, 65536 or 131072";
+            return Err(if LARGER_SIZES.contains(&hdr_size) {
+                unsupported("hdr_size", hdr_size, allowed)
+            } else {
+                damaged("hdr_size", hdr_size, allowed)
+            });
         }
         let seqid = u64_at(bytes, SEQID);
         if seqid == 0 || i64::try_from(seqid).is_err() {
@@ -104,14 +114,11 @@ impl Binary {
             return Err(damaged("uuid", quoted(&uuid), "36 characters, lower case, canonical"));
         }
         let hdr_offset = u64_at(bytes, HDR_OFFSET);
-        let expected = if which == Which::Primary { 0 } else { place };
-        let in_place = which == Which::Primary || place == hdr_size;
-        if hdr_offset != expected || !in_place {
-            return Err(damaged(
-                "hdr_offset",
-                hdr_offset,
-                if which == Which::Primary { 0 } else { hdr_size },
-            ));
+        if hdr_offset != place {
+            return Err(damaged("hdr_offset", hdr_offset, place));
+        }
+        if place != which.place(hdr_size) {
+            return Err(damaged("hdr_size", hdr_size, format!("{place}, where this copy lies")));
         }
         Ok(Self {
             hdr_size,
@@ -125,22 +132,12 @@ impl Binary {
     /// One whole copy: binary header, JSON text, NULs; with a fresh salt and its checksum.
     ///
     /// # Errors
-    /// The JSON does not fit, or there is no random generator.
-    pub(super) fn build(&self, which: Which, json: &str) -> Result<Vec<u8>> {
+    /// There is no random generator, or the JSON does not fit.
+    pub(super) fn build(&self, which: Which, json: &[u8]) -> Result<Vec<u8>> {
+        self.check_fits(json.len())?;
         let mut salt = [0; 64];
         secret::random(&mut salt)?;
-        self.build_with_salt(which, json, &salt)
-    }
-
-    pub(super) fn build_with_salt(&self, which: Which, json: &str, salt: &[u8; 64]) -> Result<Vec<u8>> {
         let size = usize::try_from(self.hdr_size).expect("at most 128 KiB");
-        if json.len() > size - BINARY_SIZE - 1 {
-            return Err(unsupported(
-                "header",
-                format!("{} bytes of JSON", json.len()),
-                format!("at most {}: header is full", size - BINARY_SIZE - 1),
-            ));
-        }
         let mut copy = vec![0; size];
         copy[..6].copy_from_slice(which.magic());
         copy[VERSION].copy_from_slice(&2u16.to_be_bytes());
@@ -148,20 +145,38 @@ impl Binary {
         copy[SEQID].copy_from_slice(&self.seqid.to_be_bytes());
         put(&mut copy[LABEL], &self.label);
         put(&mut copy[CHECKSUM_ALG], "sha256");
-        copy[SALT].copy_from_slice(salt);
+        copy[SALT].copy_from_slice(&salt);
         put(&mut copy[UUID], &self.uuid);
         put(&mut copy[SUBSYSTEM], &self.subsystem);
-        let offset = if which == Which::Primary { 0 } else { self.hdr_size };
-        copy[HDR_OFFSET].copy_from_slice(&offset.to_be_bytes());
-        copy[BINARY_SIZE..][..json.len()].copy_from_slice(json.as_bytes());
-        let sum = checksum(&copy);
-        copy[CHECKSUM][..32].copy_from_slice(&sum);
+        copy[HDR_OFFSET].copy_from_slice(&which.place(self.hdr_size).to_be_bytes());
+        copy[BINARY_SIZE..][..json.len()].copy_from_slice(json);
+        put_checksum(&mut copy);
         Ok(copy)
+    }
+
+    /// At least one NUL must follow the text.
+    pub(super) fn check_fits(&self, text: usize) -> Result<()> {
+        let room = usize::try_from(self.hdr_size).expect("at most 128 KiB") - BINARY_SIZE - 1;
+        if text <= room {
+            return Ok(());
+        }
+        Err(unsupported("json", format!("{text} bytes"), format!("at most {room}: the header is full")))
     }
 }
 
+/// What a binary header says of the size of its copy, if it may be.
+pub(super) fn size_of(bytes: &[u8]) -> Option<usize> {
+    let size = u64_at(bytes, HDR_SIZE);
+    SIZES.contains(&size).then(|| usize::try_from(size).expect("at most 128 KiB"))
+}
+
+pub(super) fn put_checksum(copy: &mut [u8]) {
+    let sum = checksum(copy);
+    copy[CHECKSUM][..32].copy_from_slice(&sum);
+}
+
 /// SHA-256 over the copy with its checksum field zeroed: finds torn writes, not attackers.
-pub(super) fn checksum(copy: &[u8]) -> [u8; 32] {
+fn checksum(copy: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(&copy[..CHECKSUM.start]);
     hash.update([0; 64]);

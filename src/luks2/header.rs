@@ -12,7 +12,7 @@ use super::copies::{self, Committed};
 use super::fields::encode_base64;
 use super::keyslot::{Keyslot, KeyslotInfo};
 use super::model::{Model, Segment};
-use super::refuse::damaged;
+use super::refuse::{damaged, unsupported};
 use super::token::{self, Holes, Kind, Scope, Traits, VaultToken};
 use crate::envelope::WrappedDek;
 use crate::error::{Error, ErrorKind, Result};
@@ -325,10 +325,14 @@ impl Header {
     pub fn add_token(&mut self, set: &str, wrapped: WrappedDek, key: &VolumeKey) -> Result<u32> {
         let traits =
             self.traits().unwrap_or(Traits { kind: Kind::Disk, size: self.plain_size, holes: Holes::None });
+        if self.model.tokens.len() >= token::MAX_TOKENS {
+            let found = format!("{} of ours", self.model.tokens.len());
+            return Err(unsupported("tokens", found, format!("less than {} to add one", token::MAX_TOKENS)));
+        }
         let token = VaultToken::new(set, wrapped, traits, &self.scope(), key)?;
         let used = self.json["tokens"].as_object().expect("checked when parsed");
         let id = (0..32).find(|id| !used.contains_key(&id.to_string()));
-        let id = id.ok_or_else(|| super::refuse::unsupported("tokens", "32 members", "at most 32"))?;
+        let id = id.ok_or_else(|| unsupported("tokens", "32 members", "less than 32 to add one"))?;
         self.change(|json| json["tokens"][id.to_string()] = token.to_json())?;
         Ok(id)
     }
@@ -349,14 +353,20 @@ impl Header {
         })
     }
 
-    /// Holes become `none`, discards go, every MAC is made anew. The caller has filled the holes.
+    /// Holes become `none`, discards go, every MAC is made anew. The caller has filled the holes. A token whose MAC is bad
+    /// goes too: a new MAC would make somebody's forgery good.
     ///
     /// # Errors
-    /// `Damaged` for a wrong key.
+    /// `WrongKey`; `Damaged` when no token is good.
     pub fn seal(&mut self, key: &VolumeKey) -> Result<()> {
         self.verify(None, key)?;
-        let mut sealed = Vec::new();
+        let (mut sealed, mut forged) = (Vec::new(), Vec::new());
         for (id, token) in &self.model.tokens {
+            if let Err(e) = self.check_mac(*id, key) {
+                log::warn!("token {id} is removed: {e}");
+                forged.push(id.to_string());
+                continue;
+            }
             let traits = Traits { holes: Holes::None, ..token.traits };
             sealed.push((
                 *id,
@@ -364,6 +374,9 @@ impl Header {
             ));
         }
         self.change(|json| {
+            for id in &forged {
+                json["tokens"].as_object_mut().map(|tokens| tokens.shift_remove(id));
+            }
             for (id, token) in &sealed {
                 let value = &mut json["tokens"][id.to_string()];
                 for (name, new) in token.to_json().as_object().into_iter().flatten() {
@@ -383,8 +396,7 @@ impl Header {
         let mut json = self.json.clone();
         change(&mut json);
         let text = serde_json::to_string(&json).expect("a map of values always encodes");
-        // The same text must pass the strict reader, and fit.
-        self.binary.build_with_salt(binary::Which::Primary, &text, &[0; 64])?;
+        self.binary.check_fits(text.len())?;
         self.model = Model::parse(&json, self.binary.hdr_size)?;
         self.json = json;
         Ok(())
@@ -415,7 +427,7 @@ impl Header {
     /// `Io`, `NoSpace`.
     pub fn repair_copies(&self, store: &dyn BackingStore) -> Result<bool> {
         if self.copies_differ {
-            copies::repair(store, &self.binary, &self.text())?;
+            copies::repair(store)?;
         }
         Ok(self.copies_differ)
     }
@@ -435,17 +447,28 @@ impl Header {
     /// What the registry pins of a key: not secret, and in no container.
     #[must_use]
     pub fn fingerprint(key: &VolumeKey) -> [u8; 16] {
-        token::derive::<16>(key, b"wrapdisk key fingerprint v1").map_or([0; 16], |f| *f.expose())
+        let mut fingerprint = [0; 16];
+        token::expand(key, b"wrapdisk key fingerprint v1", &mut fingerprint);
+        fingerprint
     }
 
-    /// The JSON, indented.
+    /// The JSON, indented. What is not ASCII is escaped: a terminal obeys some of it.
     #[must_use]
     pub fn dump_json(&self) -> String {
-        serde_json::to_string_pretty(&self.json).expect("a map of values always encodes")
+        let text = serde_json::to_string_pretty(&self.json).expect("a map of values always encodes");
+        let mut shown = String::with_capacity(text.len());
+        for c in text.chars() {
+            // Anything odd is inside a string, where JSON takes escapes.
+            match c {
+                '\n' | ' '..='~' => shown.push(c),
+                _ => shown.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}"))),
+            }
+        }
+        shown
     }
 }
 
 /// PBKDF2-HMAC-SHA256 over the volume key.
 fn digest_of(key: &VolumeKey, salt: &[u8], iterations: u32) -> [u8; 32] {
-    pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(key.secret().expose(), salt, iterations)
+    secret::scrubbed(|| pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(key.secret().expose(), salt, iterations))
 }

@@ -1,9 +1,10 @@
 //! The JSON area (ON-DISK section 3): strict where parsers disagree. Duplicate member names, numbers that are not small
 //! unsigned integers, deep nesting and trailing bytes are refused before anything is interpreted.
 
+use std::cell::RefCell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use super::refuse::{damaged, quoted};
@@ -35,14 +36,26 @@ pub(super) fn parse(area: &[u8]) -> Result<Map<String, Value>> {
         let start: String = text.chars().take(1).collect();
         return Err(damaged("json", quoted(&start), "\"{\" as its first byte"));
     }
+    let refused = RefCell::new(None);
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value =
-        Strict { depth: 0 }.deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
+    let strict = Strict { depth: 1, refused: &refused };
+    let value = strict.deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
     match value {
         Ok(Value::Object(map)) => check_top(map),
-        Ok(_) => Err(damaged("json", "another type", "an object")),
-        Err(e) => Err(damaged("json", quoted(&e.to_string()), "strict JSON (ON-DISK section 3)")),
+        Ok(other) => Err(damaged("json", type_name(&other), "an object")),
+        Err(e) => Err(match refused.into_inner() {
+            Some(Refused { found, allowed }) => {
+                damaged("json", format!("{found} at byte {}", offset(text, &e)), allowed)
+            }
+            None => damaged("json", format!("\"{e}\""), "JSON (RFC 8259)"),
+        }),
     }
+}
+
+/// Where the parser stopped, counted from 0.
+fn offset(text: &str, e: &serde_json::Error) -> usize {
+    let before: usize = text.split_inclusive('\n').take(e.line().saturating_sub(1)).map(str::len).sum();
+    (before + e.column()).saturating_sub(1)
 }
 
 fn check_top(map: Map<String, Value>) -> Result<Map<String, Value>> {
@@ -83,32 +96,51 @@ pub(super) fn number_name(name: &str) -> Option<u32> {
     (n < 32 && n.to_string() == name).then_some(n)
 }
 
-struct Strict {
-    depth: u8,
+/// What a strict reader refuses although it is JSON.
+struct Refused {
+    found: String,
+    allowed: &'static str,
 }
 
-impl Strict {
-    fn deeper<E: serde::de::Error>(&self) -> std::result::Result<Self, E> {
-        if self.depth >= MAX_DEPTH {
-            Err(E::custom("nested too deep, at most 10 levels"))
-        } else {
-            Ok(Self { depth: self.depth + 1 })
+#[derive(Clone, Copy)]
+struct Strict<'r> {
+    /// Of the value that comes, the outermost being 1.
+    depth: u8,
+    /// Where a refusal waits while serde carries an error of its own.
+    refused: &'r RefCell<Option<Refused>>,
+}
+
+impl<'r> Strict<'r> {
+    fn refuse<E: serde::de::Error>(self, found: String, allowed: &'static str) -> E {
+        self.refused.replace(Some(Refused { found, allowed }));
+        E::custom("refused")
+    }
+
+    fn number<E: serde::de::Error>(self, found: impl fmt::Display) -> E {
+        self.refuse(found.to_string(), "integers from 0 to 2147483647")
+    }
+
+    /// The reader of what an object or array at this depth holds.
+    fn deeper<E: serde::de::Error>(self) -> std::result::Result<Strict<'r>, E> {
+        if self.depth > MAX_DEPTH {
+            return Err(self.refuse(format!("a level {}", self.depth), "at most 10 levels"));
         }
+        Ok(Strict { depth: self.depth + 1, ..self })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
     fn deserialize<D: serde::Deserializer<'de>>(self, d: D) -> std::result::Result<Value, D::Error> {
         d.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON with integers from 0 to 2147483647 only")
+        f.write_str("JSON")
     }
 
     fn visit_unit<E>(self) -> std::result::Result<Value, E> {
@@ -120,10 +152,16 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_u64<E: serde::de::Error>(self, n: u64) -> std::result::Result<Value, E> {
-        if n > MAX_INTEGER {
-            return Err(E::custom(format!("integer {n} above 2147483647")));
-        }
-        Ok(Value::Number(Number::from(n)))
+        if n > MAX_INTEGER { Err(self.number(n)) } else { Ok(Value::Number(Number::from(n))) }
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, n: i64) -> std::result::Result<Value, E> {
+        Err(self.number(n))
+    }
+
+    /// Fractions, exponents, -0 and what is too large for 64 bits.
+    fn visit_f64<E: serde::de::Error>(self, n: f64) -> std::result::Result<Value, E> {
+        Err(self.number(format_args!("the number {n:?}")))
     }
 
     fn visit_str<E>(self, s: &str) -> std::result::Result<Value, E> {
@@ -131,20 +169,22 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Value, A::Error> {
+        let inner = self.deeper()?;
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self.deeper()?)? {
+        while let Some(item) = seq.next_element_seed(inner)? {
             items.push(item);
         }
         Ok(Value::Array(items))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let inner = self.deeper()?;
         let mut members = Map::new();
         while let Some(name) = map.next_key::<String>()? {
             if members.contains_key(&name) {
-                return Err(A::Error::custom(format!("duplicate member {}", quoted(&name))));
+                return Err(self.refuse(format!("a second member {}", quoted(&name)), "one of each name"));
             }
-            let value = map.next_value_seed(self.deeper()?)?;
+            let value = map.next_value_seed(inner)?;
             members.insert(name, value);
         }
         Ok(Value::Object(members))

@@ -13,6 +13,7 @@
 mod binary;
 mod copies;
 mod fields;
+mod fuzz;
 mod header;
 mod json;
 mod model;
@@ -27,11 +28,5 @@ pub use header::{Header, NewHeader};
 pub use model::Segment;
 pub use token::{Holes, Kind, VaultToken};
 
-/// For the fuzz target and its replay on stable: reads a store of any bytes as a container.
 #[doc(hidden)]
-pub fn fuzz_load(bytes: &[u8]) {
-    let store = crate::store::MemoryStore::from(bytes.to_vec());
-    if let Ok(header) = Header::load(&store) {
-        let _ = (header.dump_json(), header.tokens().count(), header.keyslots());
-    }
-}
+pub use fuzz::fuzz_load;

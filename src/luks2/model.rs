@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::binary::BINARY_SIZE;
 use super::fields::Fields;
-use super::json::{number_name, type_name};
+use super::json::number_name;
 use super::keyslot::Keyslot;
 use super::refuse::{damaged, quoted, unsupported};
 use super::token::{self, VaultToken};
@@ -159,8 +159,9 @@ fn digest(value: &Value, keyslots: &BTreeMap<u32, Keyslot>) -> Result<Digest> {
     if !(1000..=10_000_000).contains(&iterations) {
         return Err(damaged(digest.path("iterations"), iterations, "1000 to 10000000"));
     }
-    if digest.names("segments")? != ["0"] {
-        return Err(damaged(digest.path("segments"), "another list", "[\"0\"]"));
+    let segments = digest.names("segments")?;
+    if segments != ["0"] {
+        return Err(damaged(digest.path("segments"), quoted(&segments.join(" ")), "\"0\""));
     }
     bound_keyslots(&digest, keyslots)?;
     Ok(Digest {
@@ -222,13 +223,7 @@ fn tokens(value: &Value, keyslots: &BTreeMap<u32, Keyslot>) -> Result<Tokens> {
         if kind == token::TYPE {
             ours.insert(id, VaultToken::parse(&fields, keyslots)?);
         } else {
-            if !matches!(fields.value("keyslots")?, Value::Array(_)) {
-                return Err(damaged(
-                    fields.path("keyslots"),
-                    type_name(fields.value("keyslots")?),
-                    "an array",
-                ));
-            }
+            fields.names("keyslots")?;
             foreign.push((id, kind.to_owned()));
         }
     }

@@ -10,12 +10,13 @@ const MAX_SHOWN: usize = 64;
 /// A value from a hostile header, quoted, escaped and cut.
 pub(super) fn quoted(value: &str) -> String {
     let mut shown = String::new();
-    for c in value.chars().flat_map(char::escape_debug) {
-        if shown.len() + c.len_utf8() > MAX_SHOWN {
+    for c in value.chars() {
+        let escaped = c.escape_debug();
+        if shown.len() + escaped.clone().map(char::len_utf8).sum::<usize>() > MAX_SHOWN {
             shown.push_str("...");
             break;
         }
-        shown.push(c);
+        shown.extend(escaped);
     }
     format!("\"{shown}\"")
 }

@@ -16,7 +16,7 @@ use super::model::{Digest, Segment};
 use super::refuse::{damaged, quoted, unsupported};
 use crate::envelope::{Kid, WrapAlg, WrappedDek};
 use crate::error::Result;
-use crate::secret::Secret;
+use crate::secret::{Secret, scrubbed};
 use crate::units::ByteLen;
 use crate::xts::VolumeKey;
 
@@ -112,17 +112,17 @@ impl VaultToken {
     }
 
     pub(super) fn parse(fields: &Fields<'_>, keyslots: &BTreeMap<u32, Keyslot>) -> Result<Self> {
-        fields.only_of("wrapdisk-", MEMBERS)?;
-        for name in fields.names("keyslots")? {
-            if number_name(name).is_none_or(|n| !keyslots.contains_key(&n)) {
-                return Err(damaged(fields.path("keyslots"), quoted(name), "names of keyslots"));
-            }
-        }
         let version = fields.integer("wrapdisk-version")?;
         if version != 1 {
             return Err(
                 unsupported(fields.path("wrapdisk-version"), version, 1).hint("a newer wrapdisk may open it")
             );
+        }
+        fields.only_of("wrapdisk-", MEMBERS)?;
+        for name in fields.names("keyslots")? {
+            if number_name(name).is_none_or(|n| !keyslots.contains_key(&n)) {
+                return Err(damaged(fields.path("keyslots"), quoted(name), "names of keyslots"));
+            }
         }
         let set = fields.string("wrapdisk-set")?;
         check_set(set)
@@ -136,7 +136,7 @@ impl VaultToken {
                 quoted(WrapAlg::RsaOaep256.name()),
             ));
         }
-        let bytes = fields.base64("wrapdisk-wrapped-dek", 1..=512)?;
+        let bytes = fields.base64("wrapdisk-wrapped-dek", 0..=usize::MAX)?;
         if ![256, 384, 512].contains(&bytes.len()) {
             return Err(damaged(
                 fields.path("wrapdisk-wrapped-dek"),
@@ -246,10 +246,12 @@ pub(super) struct Scope<'a> {
 impl Scope<'_> {
     fn mac(&self, token: &VaultToken, key: &VolumeKey) -> Result<Hmac<Sha256>> {
         let mac_key = derive::<32>(key, b"wrapdisk luks2 header v1")?;
-        let mut mac =
-            <Hmac<Sha256> as KeyInit>::new_from_slice(mac_key.expose()).expect("HMAC takes any key");
-        mac.update(self.message(token).as_bytes());
-        Ok(mac)
+        Ok(scrubbed(|| {
+            let mut mac =
+                <Hmac<Sha256> as KeyInit>::new_from_slice(mac_key.expose()).expect("HMAC takes any key");
+            mac.update(self.message(token).as_bytes());
+            mac
+        }))
     }
 
     /// The twenty lines of section 5.
@@ -289,8 +291,15 @@ impl Scope<'_> {
 /// HKDF-SHA256 (RFC 5869) of the volume key, no salt.
 pub(super) fn derive<const N: usize>(key: &VolumeKey, info: &[u8]) -> Result<Secret<N>> {
     Secret::try_from_fn(|out| {
-        let hkdf = Hkdf::<Sha256>::new(None, key.secret().expose());
-        hkdf.expand(info, out).expect("32 bytes or fewer are within HKDF's limit");
+        expand(key, info, out);
         Ok(())
     })
+}
+
+/// As [`derive`], for what is no secret.
+pub(super) fn expand(key: &VolumeKey, info: &[u8], out: &mut [u8]) {
+    scrubbed(|| {
+        let hkdf = Hkdf::<Sha256>::new(None, key.secret().expose());
+        hkdf.expand(info, out).expect("32 bytes or fewer are within HKDF's limit");
+    });
 }

@@ -2,6 +2,9 @@
 //! that the reader is not judged by the writer, and every byte can be made wrong.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod hostile;
+
+use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use wrapdisk::secret::Secret;
@@ -118,4 +121,91 @@ pub(crate) fn with_json(change: impl FnOnce(&mut Value)) -> MemoryStore {
     let mut json = vector_json();
     change(&mut json);
     with_text(&json.to_string())
+}
+
+/// Bytes of one keyslot area.
+pub(crate) const SLOT: u64 = 258_048;
+/// Where the data of [`small_json`] begins: two headers and four keyslots.
+pub(crate) const SMALL_DATA: u64 = 2 * HDR as u64 + 4 * SLOT;
+/// Length of its file.
+pub(crate) const SMALL_FILE: usize = SMALL_DATA as usize + 8192;
+
+/// The vector in a file of a MiB, with MACs that fit: for tests that make many.
+pub(crate) fn small_json() -> Value {
+    let mut json = vector_json();
+    json["config"]["keyslots_size"] = (4 * SLOT).to_string().into();
+    json["segments"]["0"]["offset"] = SMALL_DATA.to_string().into();
+    for id in ["0", "1"] {
+        json["tokens"][id]["wrapdisk-size"] = "8192".into();
+    }
+    seal_macs(&mut json);
+    json
+}
+
+/// Both copies with this text in a file of [`SMALL_FILE`] bytes.
+pub(crate) fn small(text: &str) -> MemoryStore {
+    let primary = Copy::primary(text);
+    image(&primary.bytes(HDR), &primary.secondary().bytes(HDR), SMALL_FILE)
+}
+
+/// Puts into every token of ours the MAC of ON-DISK section 5, under the vector's key and uuid.
+pub(crate) fn seal_macs(json: &mut Value) {
+    let hmac = |key: &[u8], message: &[u8]| {
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("any key");
+        mac.update(message);
+        mac.finalize().into_bytes()
+    };
+    // RFC 5869: extract with a salt of zeros, expand to one block.
+    let prk = hmac(&[0; 32], vector_key().secret().expose());
+    let key = hmac(&prk, b"wrapdisk luks2 header v1\x01");
+    let (segment, digest) = (json["segments"]["0"].clone(), json["digests"]["0"].clone());
+    for (_, token) in json["tokens"].as_object_mut().into_iter().flatten() {
+        if token["type"] != "wrapdisk-vault" {
+            continue;
+        }
+        let mut message = format!("wrapdisk luks2 header v1\nuuid={VECTOR_UUID}\n");
+        let mut line = |name: String, value: &Value| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            message.push_str(&format!("{name}={text}\n"));
+        };
+        for name in ["kind", "size", "holes"] {
+            line(name.into(), &token[format!("wrapdisk-{name}")]);
+        }
+        for name in ["type", "offset", "size", "iv_tweak", "encryption", "sector_size"] {
+            line(format!("segment.{name}"), &segment[name]);
+        }
+        for name in ["type", "hash", "iterations", "salt", "digest"] {
+            line(format!("digest.{name}"), &digest[name]);
+        }
+        for name in ["set", "kid", "alg", "wrapped-dek"] {
+            line(format!("token.{name}"), &token[format!("wrapdisk-{name}")]);
+        }
+        token["wrapdisk-mac"] = base64(&hmac(&key, message.as_bytes())).into();
+    }
+}
+
+pub(crate) fn base64(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// A keyslot object as cryptsetup writes it, in the n-th area.
+pub(crate) fn slot(n: u64) -> Value {
+    serde_json::json!({
+        "type": "luks2", "key_size": 64,
+        "af": { "type": "luks1", "stripes": 4000, "hash": "sha256" },
+        "area": { "type": "raw", "offset": (2 * HDR as u64 + n * SLOT).to_string(), "size": SLOT.to_string(),
+            "encryption": "aes-xts-plain64", "key_size": 64 },
+        "kdf": { "type": "pbkdf2", "hash": "sha256", "iterations": 1000, "salt": base64(&[7; 32]) },
+    })
+}
+
+/// [`small_json`] with these keyslots, bound to the digest.
+pub(crate) fn json_with_slots(slots: &[Value]) -> Value {
+    let mut json = small_json();
+    for (n, slot) in slots.iter().enumerate() {
+        json["keyslots"][n.to_string()] = slot.clone();
+        json["digests"]["0"]["keyslots"].as_array_mut().expect("a list").push(n.to_string().into());
+    }
+    json
 }

@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
-use crate::secret::{self, Secret, SecretBytes};
+use crate::secret::{self, Secret, SecretBytes, scrubbed};
 
 const KEY: usize = 64;
 /// Stripes that cryptsetup uses.
@@ -25,16 +25,21 @@ fn xor(into: &mut [u8; KEY], other: &[u8]) {
     }
 }
 
+/// What the last stripe is the key's difference to: every bit of every other stripe decides it.
+fn chain(sum: &mut [u8; KEY], stripes: &[u8]) {
+    for stripe in stripes.chunks_exact(KEY) {
+        xor(sum, stripe);
+        diffuse(sum);
+    }
+}
+
 /// Splits a key into fresh stripes.
 pub(super) fn split(key: &Secret<KEY>) -> Result<SecretBytes> {
     let mut out = SecretBytes::zeroed(SPLIT_SIZE)?;
     let mut sum = Secret::<KEY>::try_from_fn(|_| Ok(()))?;
     let (stripes, last) = out.expose_mut().split_at_mut(SPLIT_SIZE - KEY);
     secret::random(stripes)?;
-    for stripe in stripes.chunks_exact(KEY) {
-        xor(sum.expose_mut(), stripe);
-        diffuse(sum.expose_mut());
-    }
+    scrubbed(|| chain(sum.expose_mut(), stripes));
     xor(sum.expose_mut(), key.expose());
     last.copy_from_slice(sum.expose());
     Ok(out)
@@ -44,10 +49,7 @@ pub(super) fn split(key: &Secret<KEY>) -> Result<SecretBytes> {
 pub(super) fn merge(split: &[u8]) -> Result<Secret<KEY>> {
     Secret::try_from_fn(|sum| {
         let (stripes, last) = split.split_at(SPLIT_SIZE - KEY);
-        for stripe in stripes.chunks_exact(KEY) {
-            xor(sum, stripe);
-            diffuse(sum);
-        }
+        scrubbed(|| chain(sum, stripes));
         xor(sum, last);
         Ok(())
     })

@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use serde_json::{Value, json};
 use sha2::{Sha256, Sha512};
+use zeroize::Zeroize;
 
 use super::super::fields::Fields;
-use super::super::refuse::{damaged, quoted, unsupported};
+use super::super::refuse::{quoted, unsupported};
 use crate::error::{Error, ErrorKind, Result};
-use crate::secret::Secret;
+use crate::secret::{Secret, scrubbed};
 
 /// A way to stretch a passphrase, with its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,22 +64,20 @@ impl Limits {
         let path = |name: &str| format!("keyslots.{id}.kdf.{name}");
         match *kdf {
             Kdf::Argon2id { time, memory, cpus } => {
-                let most = self.max_memory_kib.min(MAX_MEMORY_KIB_EVER);
-                if memory > most {
-                    return Err(unsupported(
-                        path("memory"),
-                        format!("{memory} KiB"),
-                        format!("at most {most} KiB"),
-                    )
-                    .hint("allow more with --max-kdf-memory, up to 4G"));
-                }
                 if !(1..=MAX_TIME).contains(&time) {
                     return Err(unsupported(path("time"), time, "1 to 64"));
                 }
                 if !(1..=MAX_CPUS).contains(&cpus) {
                     return Err(unsupported(path("cpus"), cpus, "1 to 16"));
                 }
-                if u64::from(time) * u64::from(memory) > MAX_TIME_TIMES_MEMORY_KIB.max(u64::from(most)) {
+                let (least, most) = (8 * cpus, self.max_memory_kib.min(MAX_MEMORY_KIB_EVER));
+                if !(least..=most).contains(&memory) {
+                    let allowed = format!("{least} to {most} KiB");
+                    let e = unsupported(path("memory"), format!("{memory} KiB"), allowed);
+                    let helps = (most..=MAX_MEMORY_KIB_EVER).contains(&memory);
+                    return Err(if helps { e.hint("allow more with --max-kdf-memory, up to 4G") } else { e });
+                }
+                if u64::from(time) * u64::from(memory) > MAX_TIME_TIMES_MEMORY_KIB {
                     return Err(unsupported(
                         path("time"),
                         format!("{time} passes over {memory} KiB"),
@@ -139,25 +138,52 @@ impl Kdf {
     }
 
     /// The key of a keyslot's area. The cost has been checked by `Limits` (or is our own).
+    ///
+    /// # Errors
+    /// No memory; a cost that nobody checked.
     pub(super) fn derive(self, passphrase: &[u8], salt: &[u8]) -> Result<Secret<64>> {
         Secret::try_from_fn(|out| {
-            match self {
-                Self::Argon2id { time, memory, cpus } => {
-                    let refused = |e: argon2::Error| damaged("kdf", e, "costs that Argon2 knows");
-                    let params = Params::new(memory, time, cpus, Some(out.len())).map_err(refused)?;
-                    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-                    argon2.hash_password_into(passphrase, salt, out).map_err(refused)?;
-                }
+            scrubbed(|| match self {
+                Self::Argon2id { time, memory, cpus } => argon2id(time, memory, cpus, passphrase, salt, out),
                 Self::Pbkdf2Sha256 { iterations } => {
                     pbkdf2::pbkdf2_hmac::<Sha256>(passphrase, salt, iterations, out);
+                    Ok(())
                 }
                 Self::Pbkdf2Sha512 { iterations } => {
                     pbkdf2::pbkdf2_hmac::<Sha512>(passphrase, salt, iterations, out);
+                    Ok(())
                 }
-            }
-            Ok(())
+            })
         })
     }
+}
+
+/// In memory of its own, which is wiped: its last blocks are the key but for a hash.
+fn argon2id(
+    time: u32,
+    memory: u32,
+    cpus: u32,
+    passphrase: &[u8],
+    salt: &[u8],
+    out: &mut [u8; 64],
+) -> Result<()> {
+    let refused = |e: argon2::Error| Error::new(ErrorKind::InvalidInput, format!("argon2: {e}"));
+    let params = Params::new(memory, time, cpus, Some(out.len())).map_err(refused)?;
+    let mut blocks: Vec<Block> = Vec::new();
+    blocks.try_reserve_exact(params.block_count()).map_err(|e| {
+        Error::new(ErrorKind::Other, format!("{memory} KiB for argon2: no memory")).caused_by(e)
+    })?;
+    blocks.resize(params.block_count(), Block::new());
+    let done = Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into_with_memory(
+        passphrase,
+        salt,
+        out,
+        &mut blocks,
+    );
+    for block in &mut blocks {
+        block.as_mut().zeroize();
+    }
+    done.map_err(refused)
 }
 
 impl fmt::Display for Kdf {

@@ -152,8 +152,8 @@ pub fn unlock(
         }
         match slot.open(store, passphrase) {
             Ok(key) if header.check_key(&key) => return Ok((*id, key)),
-            // key1 == key2 after a wrong passphrase is as good as impossible, and as wrong.
             Ok(_) => {}
+            // key1 == key2 after a wrong passphrase is as good as impossible, and as wrong.
             Err(e) if e.kind() == ErrorKind::Damaged => {}
             Err(e) => return Err(e),
         }
@@ -169,10 +169,11 @@ pub fn unlock(
     })
 }
 
-/// Adds a keyslot: its area is written and synced before the header that names it.
+/// Adds a keyslot: its area is written and synced before the header that names it. After a failure, `header` is what it
+/// was.
 ///
 /// # Errors
-/// `Unsupported` when there is no room, `Io`, `NoSpace`, `Conflict`.
+/// `Unsupported` when there is no room, `WrongKey`, `Io`, `NoSpace`, `Conflict`.
 pub fn add(
     header: &mut Header,
     store: &dyn BackingStore,
@@ -180,44 +181,56 @@ pub fn add(
     passphrase: &[u8],
     kdf: &Kdf,
 ) -> Result<u32> {
+    if !header.check_key(key) {
+        return Err(Error::new(ErrorKind::WrongKey, "the key does not open this container"));
+    }
     let mut salt = vec![0; 32];
     secret::random(&mut salt)?;
     let id = (0..32).find(|id| !header.slots().contains_key(id));
     let id = id.ok_or_else(|| unsupported("keyslots", "32 members", "at most 32"))?;
     let slot =
         Keyslot { area: free_area(&header.model, header.keyslots_start())?, priority: 1, kdf: *kdf, salt };
-    let mut split = af::split(key.secret())?;
-    slot.cipher(passphrase)?.encrypt(Sector::ZERO, split.expose_mut());
-    store.write_at(slot.area.start(), split.expose())?;
-    store.sync()?;
+    let mut next = header.clone();
     let digest = header.model.digest.name.clone();
-    header.change(|json| {
+    next.change(|json| {
         json["keyslots"][id.to_string()] = slot.to_json();
         if let Some(names) = json["digests"][&digest]["keyslots"].as_array_mut() {
             names.push(Value::from(id.to_string()));
         }
     })?;
-    header.commit(store)?;
+    let mut split = af::split(key.secret())?;
+    slot.cipher(passphrase)?.encrypt(Sector::ZERO, split.expose_mut());
+    store.write_at(slot.area.start(), split.expose())?;
+    store.sync()?;
+    next.commit(store)?;
+    *header = next;
     Ok(id)
 }
 
-/// Removes a keyslot: its area is overwritten first, so that a crash never leaves a working slot nobody lists.
+/// Removes a keyslot: its area is overwritten first, so that a crash never leaves a working slot nobody lists. Tokens
+/// (anybody's) forget it too: cryptsetup refuses a header whose token names a keyslot that is not there. After a failure,
+/// `header` is what it was.
 ///
 /// # Errors
 /// `NotFound`, `Io`, `Conflict`.
 pub fn remove(header: &mut Header, store: &dyn BackingStore, id: u32) -> Result<()> {
     let slot =
         header.slots().get(&id).ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no keyslot {id}")))?;
-    overwrite(store, slot.area)?;
-    let digest = header.model.digest.name.clone();
     let name = id.to_string();
-    header.change(|json| {
+    let mut next = header.clone();
+    next.change(|json| {
         json["keyslots"].as_object_mut().map(|slots| slots.shift_remove(&name));
-        if let Some(names) = json["digests"][&digest]["keyslots"].as_array_mut() {
-            names.retain(|n| n != &name);
+        for holders in ["digests", "tokens"] {
+            for (_, holder) in json[holders].as_object_mut().into_iter().flatten() {
+                if let Some(names) = holder["keyslots"].as_array_mut() {
+                    names.retain(|n| n != &name);
+                }
+            }
         }
     })?;
-    header.commit(store)?;
+    overwrite(store, slot.area)?;
+    next.commit(store)?;
+    *header = next;
     Ok(())
 }
 
