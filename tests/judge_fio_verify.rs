@@ -22,7 +22,7 @@ fn region() -> u64 {
 }
 
 /// One fio run over the first `region` bytes of a file.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Fio {
     /// A name that a failure shows.
     name: &'static str,
@@ -164,7 +164,7 @@ fn a_direct_and_a_buffered_writer_do_not_disturb_each_other() {
     poison(&mount);
     let half = region() / 2;
     let direct = Fio { jobs: 1, region: half, ..Fio::new("direct", "randwrite", 4096) };
-    let buffered = Fio { name: "buffered", direct: false, ..direct.clone() };
+    let buffered = Fio { name: "buffered", direct: false, ..direct };
     let second = format!("--offset={half}");
     let both = direct.args(&mount).into_iter().chain(buffered.args(&mount)).chain([second]);
     finish(Command::new("fio").args(both).current_dir(home.root())).ok();
