@@ -159,19 +159,17 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.
 fn ready(context: &Context, args: &Args, file: &Path, opened: &Opened) -> Result<()> {
-    if args.quiet && !daemon::is_child() {
-        // Nobody waits for a word.
-    } else if args.output.json() {
+    let said = if args.output.json() {
         let value = serde_json::json!({ "file": json_path::value(file), "disk": json_path::value(&opened.path), "uuid": opened.header.uuid(), "pid": std::process::id() });
-        output::line(&value.to_string())?;
+        value.to_string()
     } else {
-        output::line(&file.display().to_string())?;
-    }
+        file.display().to_string()
+    };
     notify_systemd()?;
     if daemon::is_child() {
-        daemon::detach(&context.dirs.run.join("mount.log"))?;
+        return daemon::detach(&context.dirs.run.join("mount.log"), &said);
     }
-    Ok(())
+    if args.quiet { Ok(()) } else { output::line(&said) }
 }
 
 /// `READY=1` to the service manager, when there is one (`sd_notify(3)`: one datagram to the socket in NOTIFY_SOCKET).

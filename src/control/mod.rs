@@ -6,7 +6,7 @@
 //! Must never see: keys, headers, FUSE requests. Requests are hostile input: bounded in length and time.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,6 +123,8 @@ enum Ask {
 #[derive(Debug)]
 pub struct Server {
     path: PathBuf,
+    /// Which socket is ours: after a lazy unmount another mount may have taken the place, and the name with it.
+    inode: u64,
 }
 
 impl Server {
@@ -137,14 +139,14 @@ impl Server {
     ) -> Result<Self> {
         Dirs::ensure(&dirs.run)?;
         let path = socket_path(dirs, mountpoint)?;
-        // Left over from a killed daemon: the caller has made sure that nothing is mounted there.
-        match std::fs::remove_file(&path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("remove the old control socket", e).at(&path)),
-        }
-        let listener = UnixListener::bind(&path).io_at("make the control socket", &path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).io_at("protect", &path)?;
+        // Made beside its name and moved there: nobody meets a socket that does not listen yet (and takes it for a dead
+        // one), and what a killed daemon left under the name is replaced.
+        let new = dirs.run.join(format!("{}.new", std::process::id()));
+        let _ = std::fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).io_at("make the control socket", &new)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).io_at("protect", &new)?;
+        let inode = std::fs::symlink_metadata(&new).io_at("look at", &new)?.ino();
+        std::fs::rename(&new, &path).io_at("name the control socket", &path)?;
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
@@ -155,14 +157,16 @@ impl Server {
                 }
             })
             .io_at("start a thread", "")?;
-        Ok(Self { path })
+        Ok(Self { path, inode })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         // The thread ends with the process; the name must not outlive the mount.
-        let _ = std::fs::remove_file(&self.path);
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 //! Must never see: keys, vaults, headers, the cache. It serves whatever implements [`Image`](crate::disk::Image).
 
 mod adapter;
+mod attach;
 pub mod mountpoint;
 mod session;
 
 pub use adapter::{Layout, Presented};
-pub use session::{MountConfig, Session, Stopper};
+pub use session::{MountConfig, Session};

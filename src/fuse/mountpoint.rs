@@ -20,6 +20,8 @@ pub struct MountEntry {
     pub fs_type: String,
     /// The device, or our container.
     pub source: String,
+    /// `MAJOR:MINOR` of the file system: two mounts of one differ in nothing else that is listed.
+    pub device: String,
 }
 
 /// Everything that is mounted here, bottom first.
@@ -40,6 +42,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         mountpoint: std::ffi::OsString::from_vec(text(4)?).into(),
         fs_type: String::from_utf8_lossy(&text(dash + 1)?).into_owned(),
         source: String::from_utf8_lossy(&text(dash + 2)?).into_owned(),
+        device: String::from_utf8_lossy(&text(2)?).into_owned(),
     })
 }
 

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::adapter::{Adapter, FILE_NAME};
-use super::mountpoint;
+use super::attach::{self, Attached, Wanted};
 use super::{Layout, Presented};
 use crate::disk::Image;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -46,27 +48,21 @@ pub struct Session<I: Image> {
     session: fuser::Session<Adapter<I>>,
     image: Arc<I>,
     config: MountConfig,
+    signals: Signals,
+    attached: Attached,
+}
+
+/// What happens to a session that serves.
+enum Event {
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal,
+    /// The last user is gone, and so is the mount.
+    Served(Result<()>),
 }
 
 impl<I: Image> std::fmt::Debug for Session<I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").field("config", &self.config).finish_non_exhaustive()
-    }
-}
-
-/// Ends a session from another thread.
-#[derive(Clone, Debug)]
-pub struct Stopper {
-    mountpoint: PathBuf,
-}
-
-impl Stopper {
-    /// Detaches the mount; the session ends when the last user is gone.
-    ///
-    /// # Errors
-    /// As [`mountpoint::unmount`].
-    pub fn detach(&self) -> Result<()> {
-        mountpoint::unmount(&self.mountpoint, true)
     }
 }
 
@@ -76,7 +72,6 @@ impl<I: Image> Session<I> {
     /// # Errors
     /// `NotFound` without /dev/fuse, `PermissionDenied`, `Busy`.
     pub fn mount(image: Arc<I>, config: MountConfig) -> Result<Self> {
-        check_device()?;
         let look = Presented {
             layout: config.layout,
             uid: config.uid,
@@ -84,22 +79,20 @@ impl<I: Image> Session<I> {
             max_request: config.max_request.unwrap_or(MAX_REQUEST),
         };
         let mut fuse = Config::default();
-        fuse.mount_options = vec![
-            MountOption::FSName(option_value(&config.source)),
-            MountOption::CUSTOM("subtype=wrapdisk".to_owned()),
-            MountOption::DefaultPermissions,
-            MountOption::NoDev,
-            MountOption::NoSuid,
-            MountOption::NoExec,
-        ];
-        if image.is_read_only() {
-            fuse.mount_options.push(MountOption::RO);
-        }
         fuse.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
         fuse.n_threads = Some(config.threads.unwrap_or_else(default_threads));
-        let session = fuser::Session::new(Adapter::new(Arc::clone(&image), look), &config.mountpoint, &fuse)
-            .map_err(|e| mount_failed(e, &config))?;
-        Ok(Self { session, image, config })
+        // Before there is a mount: a signal between mounting and serving would leave a dead one behind.
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).io_at("watch signals", "")?;
+        let (attached, device) = attach::attach(&Wanted {
+            source: config.source.clone(),
+            mountpoint: config.mountpoint.clone(),
+            read_only: image.is_read_only(),
+            allow_other: config.allow_other,
+        })?;
+        let adapter = Adapter::new(Arc::clone(&image), look);
+        let session = fuser::Session::from_fd(adapter, device, fuse.acl, fuse)
+            .io_at("greet the kernel at", &config.mountpoint)?;
+        Ok(Self { session, image, config, signals, attached })
     }
 
     /// The file that holds the plaintext.
@@ -109,50 +102,76 @@ impl<I: Image> Session<I> {
     }
 
     /// Serves until somebody unmounts. SIGTERM, SIGINT and SIGHUP sync, detach, and end at the last close or after ten
-    /// seconds. Everything written is synced before this returns.
+    /// seconds: those who still use it then are left behind, and get errors once the process ends. Everything written is
+    /// synced before this returns.
     ///
     /// # Errors
     /// `Io` when the last sync failed, or FUSE did.
     pub fn run(self) -> Result<()> {
-        let stopper = Stopper { mountpoint: self.config.mountpoint.clone() };
-        let image = Arc::clone(&self.image);
-        let mut signals =
-            signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).io_at("watch signals", "")?;
-        let handle = signals.handle();
-        let (ended, last) = std::sync::mpsc::channel::<()>();
-        let watcher = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-            if signals.forever().next().is_none() {
-                return;
-            }
-            stop(&stopper, &*image);
-            if last.recv_timeout(LAST_USER) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                log::warn!("still in use after {} s; leaving its users behind", LAST_USER.as_secs());
-                let _ = image.sync();
-                // The only way out: fuser's threads block in read(2) until the last user is gone.
-                terminate();
-            }
-        });
-        let watcher = watcher.io_at("start a thread", "")?;
-        let served = self.session.run().io_at("serve", &self.config.mountpoint);
-        drop(ended);
-        handle.close();
+        let Self { session, image, config, signals, mut attached } = self;
+        let (tell, events) = channel();
+        let watch = signals.handle();
+        let watcher = start("signals", tell.clone(), move |tell| watch_signals(signals, tell))?;
+        // Not on this thread: fuser blocks in read(2) until the last user is gone, and nothing else ends that.
+        start("serve", tell, move |tell| {
+            let served = session.run().io_at("serve", &config.mountpoint);
+            let _ = tell.send(Event::Served(served));
+        })?;
+        let served = wait(&events, &attached, &*image);
+        if served.is_ok() {
+            attached.let_go();
+        }
+        watch.close();
         let _ = watcher.join();
-        self.image.sync()?;
+        image.sync()?;
         served
     }
 }
 
-/// Ends the process at once with code 0; the data has been synced.
-#[allow(clippy::exit)]
-fn terminate() -> ! {
-    std::process::exit(0)
+fn start(
+    name: &str,
+    tell: Sender<Event>,
+    work: impl FnOnce(&Sender<Event>) + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&tell)).io_at("start a thread", "")
 }
 
-fn stop(stopper: &Stopper, image: &dyn Image) {
+fn watch_signals(mut signals: Signals, tell: &Sender<Event>) {
+    for _ in signals.forever() {
+        if tell.send(Event::Signal).is_err() {
+            return;
+        }
+    }
+}
+
+/// Until the session has ended, or too long after a signal.
+fn wait(events: &Receiver<Event>, attached: &Attached, image: &dyn Image) -> Result<()> {
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+        match events.recv_timeout(left) {
+            Ok(Event::Served(served)) => return served,
+            Ok(Event::Signal) if deadline.is_some() => {}
+            Ok(Event::Signal) => {
+                stop(attached, image);
+                deadline = Some(Instant::now() + LAST_USER);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                log::warn!("still in use after {} s; leaving its users behind", LAST_USER.as_secs());
+                return Ok(());
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Error::new(ErrorKind::Other, "the threads that serve the mount are gone"));
+            }
+        }
+    }
+}
+
+fn stop(attached: &Attached, image: &dyn Image) {
     if let Err(e) = image.sync() {
         log::error!("sync before the end: {}", e.chain());
     }
-    if let Err(e) = stopper.detach() {
+    if let Err(e) = attached.detach() {
         log::error!("{}", e.chain());
     }
 }
@@ -169,36 +188,4 @@ pub(crate) fn presented(mountpoint: &Path, layout: Layout) -> PathBuf {
 /// Two at least, so that one request's copy overlaps another's crypto; more than four gained nothing on small machines.
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4)
-}
-
-/// Commas end an option and backslashes escape in fusermount's reading.
-fn option_value(path: &Path) -> String {
-    path.to_string_lossy().replace(['\\', ','], "_")
-}
-
-fn check_device() -> Result<()> {
-    let device = Path::new("/dev/fuse");
-    match std::fs::File::options().read(true).write(true).open(device) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::new(ErrorKind::NotFound, "not found")
-                .at(device)
-                .hint("load the kernel module with: modprobe fuse; in a container, pass --device /dev/fuse"))
-        }
-        Err(e) => {
-            Err(Error::io("open", e).at(device).hint("the user needs read and write permission on /dev/fuse"))
-        }
-    }
-}
-
-fn mount_failed(e: std::io::Error, config: &MountConfig) -> Error {
-    let said = e.to_string();
-    let error = Error::io("mount", e).at(&config.mountpoint);
-    if said.contains("user_allow_other") {
-        return error.hint("--allow-other needs the line user_allow_other in /etc/fuse.conf");
-    }
-    if said.contains("No such file") {
-        return error.hint("an ordinary user mounts through fusermount3: install the package fuse3");
-    }
-    error
 }
