@@ -98,6 +98,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 
 /// What was made.
 #[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Made {
     #[serde(with = "json_path")]
     disk: PathBuf,
@@ -143,9 +144,9 @@ pub(super) fn create(
         blank(&*store, &header).map_err(|e| e.at(disk))?;
     }
     if full {
-        fill(&store, &header, &key, disk, size)?;
+        fill(&store, &header, &key, size).map_err(|e| too_large(e.at(disk)))?;
     }
-    header.format(&*store).map_err(|e| e.at(disk))?;
+    header.format(&*store).map_err(|e| too_large(e.at(disk)))?;
     if let Some(passphrase) = &recovery {
         keyslot::add(&mut header, &*store, &key, passphrase.expose(), &keyslot::default_kdf()?)
             .map_err(|e| e.at(disk))?;
@@ -188,14 +189,8 @@ fn recovery_passphrase(options: &Options) -> Result<Option<SecretBytes>> {
 }
 
 /// Encrypted zeros throughout.
-fn fill(
-    store: &Arc<LatchedStore<FileStore>>,
-    header: &Header,
-    key: &VolumeKey,
-    path: &Path,
-    size: ByteLen,
-) -> Result<()> {
+fn fill(store: &Arc<LatchedStore<FileStore>>, header: &Header, key: &VolumeKey, size: ByteLen) -> Result<()> {
     let mut progress = output::Progress::new("writing", size.get());
     let disk = unlock::plain_disk(Arc::clone(store) as _, header, key, ByteLen::ZERO, false)?;
-    disk.overwrite(|done| progress.at(done.get())).map_err(|e| e.at(path))
+    disk.overwrite(|done| progress.at(done.get()))
 }

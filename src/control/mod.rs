@@ -31,6 +31,7 @@ const MAX_PATH: usize = 107;
 
 /// What a mount says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MountStatus {
     /// The container's uuid.
     pub uuid: String,

@@ -31,6 +31,7 @@ const OVERWRITE_STEP: u64 = 64 * 1024 * 1024;
 
 /// What was done so far, in requests and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IoStats {
     /// Requests.
     pub reads: u64,

@@ -146,7 +146,7 @@ pub fn prepare(path: &Path, allow_nonempty: bool) -> Result<(PathBuf, Layout)> {
             "mountpoint: the folder is not empty; its files would be hidden",
         )
         .at(path)
-        .hint("choose an empty folder, or allow it with -o nonempty"));
+        .hint("choose an empty folder, or allow it with --nonempty"));
     }
     Ok((real, Layout::Directory))
 }

@@ -37,7 +37,7 @@ pub struct ContainerRecord {
 
 impl SetStore {
     /// Notes a container: a new row, or an update of the one with this uuid and path. A `last_rewrap` of `None` keeps
-    /// what was known.
+    /// what was known. Another container that was seen at this path is not there any more, and is forgotten there.
     ///
     /// # Errors
     /// `InvalidInput` for a bad uuid, a relative path or an unknown kind; `Busy`, `NoSpace`, `Io`.
@@ -50,7 +50,9 @@ impl SetStore {
         if !KINDS.contains(&c.kind.as_str()) {
             return Err(invalid("kind", &c.kind, &KINDS.join(", ")));
         }
-        self.with(|db| {
+        self.change(|db| {
+            let path = c.path.as_os_str().as_bytes();
+            db.execute("DELETE FROM container WHERE path = ? AND uuid <> ?", params![path, uuid])?;
             db.execute(
                 &format!(
                     "INSERT INTO container ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
@@ -60,7 +62,7 @@ impl SetStore {
                 ),
                 params![
                     uuid,
-                    c.path.as_os_str().as_bytes(),
+                    path,
                     c.kind,
                     c.set.map(|id| id.to_string()),
                     serde_json::Value::from(c.kids.clone()).to_string(),

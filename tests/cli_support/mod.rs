@@ -66,9 +66,11 @@ impl Terminal {
     /// Waits until the screen shows `text`.
     #[track_caller]
     pub(crate) fn wait_for(&self, text: &str) {
-        eventually(&format!("\"{text}\" on the terminal, which shows: {}", self.screen()), || {
-            self.screen().contains(text).then_some(())
-        });
+        let start = std::time::Instant::now();
+        while !self.screen().contains(text) {
+            assert!(start.elapsed().as_secs() < 60, "no \"{text}\" on the terminal: {}", self.screen());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
 
     /// Types.
@@ -185,6 +187,15 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = finish(Command::new("umount").arg("-l").arg(&self.place));
     }
+}
+
+/// Writes over the beginning of what is there; a disk cannot be truncated, as `fs::write` would.
+#[track_caller]
+pub(crate) fn overwrite(file: &Path, bytes: &[u8]) {
+    let opened = File::options().write(true).open(file);
+    opened
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .expect("a writable file");
 }
 
 /// The names in a folder, sorted.
