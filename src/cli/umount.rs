@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::context::Context;
 use crate::control::MountStatus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::mountpoint;
+use crate::fuse::mountpoint::{self, MountEntry};
 
 /// How long to wait for the daemon's last sync before giving the prompt back.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,10 +52,13 @@ fn not_of_this_user(disk: &Path) -> Result<PathBuf> {
         ErrorKind::NotFound => not_mounted(),
         _ => e,
     })?;
-    match mountpoint::mounted_at(&real)? {
-        Some(found) if found.fs_type == mountpoint::FS_TYPE => Ok(real),
-        _ => Err(not_mounted()),
+    if let Some(found) = mountpoint::mounted_at(&real)? {
+        return if found.fs_type == mountpoint::FS_TYPE { Ok(real) } else { Err(not_mounted()) };
     }
+    let is_of_disk =
+        |m: &MountEntry| m.fs_type == mountpoint::FS_TYPE && real.to_str() == Some(m.source.as_str());
+    let found = mountpoint::mounts()?.into_iter().rev().find(is_of_disk);
+    found.map(|m| m.mountpoint).ok_or_else(not_mounted)
 }
 
 fn wait_for_end(mount: &MountStatus) -> Result<()> {

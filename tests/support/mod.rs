@@ -221,10 +221,13 @@ impl Drop for Mount<'_> {
     }
 }
 
-/// Does a process of this number run? A zombie does not.
+/// Does a process of this number run? A zombie does not, once its other threads are through as well: until then it may
+/// hold locks and open files.
 pub(crate) fn is_alive(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    threads > 1 || state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// A regular file over a loop device, gone when dropped. Needs root.
