@@ -140,6 +140,15 @@ impl Background {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("a live child");
     }
 
+    /// Stopped by a signal, or at its end.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        matches!(
+            stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()),
+            Some('T' | 'Z') | None
+        )
+    }
+
     /// The lines of the kernel's table about whole-file locks that it holds (`waiting`: waits for).
     pub(crate) fn locks(&self, waiting: bool) -> Vec<String> {
         let table = std::fs::read_to_string("/proc/locks").expect("the kernel's table of locks");
