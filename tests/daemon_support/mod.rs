@@ -1,7 +1,7 @@
 //! The process behind a mount, seen from outside: started where its exit code can be had, signalled, and looked for.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,6 +48,14 @@ impl Foreground {
 
     pub(crate) fn signal(&self, signal: Signal) {
         send(self.pid(), signal);
+    }
+
+    /// What it says on a piped standard error until its end.
+    #[track_caller]
+    pub(crate) fn messages(&mut self) -> String {
+        let mut said = String::new();
+        self.child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("reads");
+        said
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
