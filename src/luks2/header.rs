@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::binary::{self, BINARY_SIZE, Binary};
 use super::copies::{self, Committed};
 use super::fields::encode_base64;
+use super::hash::Hash;
 use super::keyslot::{Keyslot, KeyslotInfo};
 use super::model::{Model, Segment};
 use super::refuse::{damaged, unsupported};
@@ -88,7 +88,7 @@ impl Header {
                 "encryption": "aes-xts-plain64", "sector_size": 4096 } },
             "digests": { "0": { "type": "pbkdf2", "keyslots": [], "segments": ["0"], "hash": "sha256",
                 "iterations": DIGEST_ITERATIONS, "salt": encode_base64(&salt),
-                "digest": encode_base64(&digest_of(key, &salt, DIGEST_ITERATIONS)) } },
+                "digest": encode_base64(&digest_of(key, Hash::Sha256, &salt, DIGEST_ITERATIONS)) } },
             "config": config,
         });
         let Value::Object(json) = json else { unreachable!("an object literal") };
@@ -271,7 +271,9 @@ impl Header {
     #[must_use]
     pub fn check_key(&self, key: &VolumeKey) -> bool {
         let digest = &self.model.digest;
-        digest_of(key, &digest.salt, digest.iterations).ct_eq(digest.digest.as_slice()).into()
+        let computed = digest_of(key, digest.hash, &digest.salt, digest.iterations);
+        // A digest that comes from LUKS1 is the beginning of it.
+        computed[..digest.digest.len()].ct_eq(&digest.digest).into()
     }
 
     /// Is the MAC of this token good?
@@ -468,7 +470,9 @@ impl Header {
     }
 }
 
-/// PBKDF2-HMAC-SHA256 over the volume key.
-fn digest_of(key: &VolumeKey, salt: &[u8], iterations: u32) -> [u8; 32] {
-    secret::scrubbed(|| pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(key.secret().expose(), salt, iterations))
+/// PBKDF2 over the volume key.
+fn digest_of(key: &VolumeKey, hash: Hash, salt: &[u8], iterations: u32) -> Vec<u8> {
+    let mut digest = vec![0; hash.len()];
+    secret::scrubbed(|| hash.pbkdf2(key.secret().expose(), salt, iterations, &mut digest));
+    digest
 }

@@ -14,6 +14,7 @@ mod binary;
 mod copies;
 mod fields;
 mod fuzz;
+mod hash;
 mod header;
 mod json;
 mod model;

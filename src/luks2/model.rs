@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::binary::BINARY_SIZE;
 use super::fields::Fields;
+use super::hash::Hash;
 use super::json::number_name;
 use super::keyslot::Keyslot;
 use super::refuse::{damaged, quoted, unsupported};
@@ -27,6 +28,7 @@ pub struct Segment {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Digest {
     pub(super) name: String,
+    pub(super) hash: Hash,
     pub(super) iterations: u32,
     pub(super) salt: Vec<u8>,
     pub(super) digest: Vec<u8>,
@@ -43,6 +45,8 @@ pub(super) struct Model {
     pub(super) keyslots_size: u64,
     pub(super) discards: bool,
 }
+
+const LUKS1_DIGEST: usize = 20;
 
 /// Largest keyslots area (cryptsetup's limit as well).
 const MAX_KEYSLOTS_SIZE: u64 = 128 << 20;
@@ -149,12 +153,11 @@ fn digest(value: &Value, keyslots: &BTreeMap<u32, Keyslot>) -> Result<Digest> {
     let path = format!("digests.{name}");
     let digest = Fields::new(&path, value)?;
     digest.only(&["type", "keyslots", "segments", "hash", "iterations", "salt", "digest"])?;
-    for (member, allowed) in [("type", "pbkdf2"), ("hash", "sha256")] {
-        let found = digest.string(member)?;
-        if found != allowed {
-            return Err(unsupported(digest.path(member), quoted(found), quoted(allowed)));
-        }
+    match digest.string("type")? {
+        "pbkdf2" => {}
+        other => return Err(unsupported(digest.path("type"), quoted(other), quoted("pbkdf2"))),
     }
+    let hash = Hash::parse(&digest)?;
     let iterations = digest.integer("iterations")?;
     if !(1000..=10_000_000).contains(&iterations) {
         return Err(damaged(digest.path("iterations"), iterations, "1000 to 10000000"));
@@ -166,10 +169,21 @@ fn digest(value: &Value, keyslots: &BTreeMap<u32, Keyslot>) -> Result<Digest> {
     bound_keyslots(&digest, keyslots)?;
     Ok(Digest {
         name: name.clone(),
+        hash,
         iterations,
         salt: digest.base64("salt", 16..=64)?,
-        digest: digest.base64("digest", 32..=32)?,
+        digest: digest_value(&digest, hash)?,
     })
+}
+
+/// As long as the hash; of LUKS1, 20 bytes, which `cryptsetup convert` keeps.
+fn digest_value(digest: &Fields<'_>, hash: Hash) -> Result<Vec<u8>> {
+    let value = digest.base64("digest", 0..=usize::MAX)?;
+    if value.len() == hash.len() || value.len() == LUKS1_DIGEST {
+        return Ok(value);
+    }
+    let allowed = format!("{LUKS1_DIGEST} or {}", hash.len());
+    Err(damaged(digest.path("digest"), format!("{} bytes", value.len()), allowed))
 }
 
 /// Every name exists, and every keyslot is named: an unbound one could not be checked against the volume key.

@@ -268,7 +268,7 @@ impl Scope<'_> {
             ("segment.encryption", "aes-xts-plain64".to_owned()),
             ("segment.sector_size", self.segment.sector_size.bytes().to_string()),
             ("digest.type", "pbkdf2".to_owned()),
-            ("digest.hash", "sha256".to_owned()),
+            ("digest.hash", self.digest.hash.name().to_owned()),
             ("digest.iterations", self.digest.iterations.to_string()),
             ("digest.salt", encode_base64(&self.digest.salt)),
             ("digest.digest", encode_base64(&self.digest.digest)),

@@ -55,7 +55,7 @@ fn the_splitter() {
             unsupported(
                 "/keyslots/0/af/hash",
                 json!("sha1"),
-                "keyslots.0.af.hash: found \"sha1\", allowed \"sha256\"",
+                "keyslots.0.af.hash: found \"sha1\", allowed \"sha256\" or \"sha512\"",
             ),
             unsupported("/keyslots/0/af/stripes", json!(1), "keyslots.0.af.stripes: found 1, allowed 4000"),
             unsupported(

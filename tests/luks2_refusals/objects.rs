@@ -209,7 +209,7 @@ fn the_digest() {
             unsupported(
                 "/digests/0/hash",
                 json!("sha1"),
-                "digests.0.hash: found \"sha1\", allowed \"sha256\"",
+                "digests.0.hash: found \"sha1\", allowed \"sha256\" or \"sha512\"",
             ),
             damaged("/digests/0/iterations", json!(999), rounds(999)),
             damaged("/digests/0/iterations", json!(10_000_001), rounds(10_000_001)),
@@ -221,8 +221,8 @@ fn the_digest() {
             damaged("/digests/0/salt", bytes(15), salt(15)),
             damaged("/digests/0/salt", bytes(65), salt(65)),
             damaged("/digests/0/salt", bytes(0), salt(0)),
-            damaged("/digests/0/digest", bytes(31), "digests.0.digest: found 31 bytes, allowed 32"),
-            damaged("/digests/0/digest", bytes(33), "digests.0.digest: found 33 bytes, allowed 32"),
+            damaged("/digests/0/digest", bytes(31), "digests.0.digest: found 31 bytes, allowed 20 or 32"),
+            damaged("/digests/0/digest", bytes(33), "digests.0.digest: found 33 bytes, allowed 20 or 32"),
             damaged("/digests/0/segments", json!([]), "digests.0.segments: found \"\", allowed \"0\""),
             damaged("/digests/0/segments", json!(["1"]), "digests.0.segments: found \"1\", allowed \"0\""),
             damaged(

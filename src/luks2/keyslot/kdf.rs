@@ -4,10 +4,10 @@ use std::fmt;
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use serde_json::{Value, json};
-use sha2::{Sha256, Sha512};
 use zeroize::Zeroize;
 
 use super::super::fields::Fields;
+use super::super::hash::Hash;
 use super::super::refuse::{quoted, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::secret::{Secret, scrubbed};
@@ -110,12 +110,9 @@ impl Kdf {
             "pbkdf2" => {
                 kdf.only(&["type", "hash", "iterations", "salt"])?;
                 let iterations = kdf.integer("iterations")?;
-                match kdf.string("hash")? {
-                    "sha256" => Self::Pbkdf2Sha256 { iterations },
-                    "sha512" => Self::Pbkdf2Sha512 { iterations },
-                    other => {
-                        return Err(unsupported(kdf.path("hash"), quoted(other), "\"sha256\" or \"sha512\""));
-                    }
+                match Hash::parse(kdf)? {
+                    Hash::Sha256 => Self::Pbkdf2Sha256 { iterations },
+                    Hash::Sha512 => Self::Pbkdf2Sha512 { iterations },
                 }
             }
             other => return Err(unsupported(kdf.path("type"), quoted(other), "\"argon2id\" or \"pbkdf2\"")),
@@ -146,11 +143,11 @@ impl Kdf {
             scrubbed(|| match self {
                 Self::Argon2id { time, memory, cpus } => argon2id(time, memory, cpus, passphrase, salt, out),
                 Self::Pbkdf2Sha256 { iterations } => {
-                    pbkdf2::pbkdf2_hmac::<Sha256>(passphrase, salt, iterations, out);
+                    Hash::Sha256.pbkdf2(passphrase, salt, iterations, out);
                     Ok(())
                 }
                 Self::Pbkdf2Sha512 { iterations } => {
-                    pbkdf2::pbkdf2_hmac::<Sha512>(passphrase, salt, iterations, out);
+                    Hash::Sha512.pbkdf2(passphrase, salt, iterations, out);
                     Ok(())
                 }
             })

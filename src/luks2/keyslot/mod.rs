@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, encode_base64};
+use super::hash::Hash;
 use super::header::Header;
 use super::model::Model;
 use super::refuse::{damaged, quoted, unsupported};
@@ -28,6 +29,7 @@ const AREA_SIZE: u64 = 258_048;
 pub(super) struct Keyslot {
     pub(super) area: Extent,
     priority: u32,
+    af: Hash,
     kdf: Kdf,
     salt: Vec<u8>,
 }
@@ -59,13 +61,13 @@ impl Keyslot {
         let af = slot.object("af")?;
         af.only(&["type", "stripes", "hash"])?;
         is(&af, "type", "luks1")?;
-        is(&af, "hash", "sha256")?;
+        let hash = Hash::parse(&af)?;
         let stripes = af.integer("stripes")?;
         if usize::try_from(stripes) != Ok(af::STRIPES) {
             return Err(unsupported(af.path("stripes"), stripes, af::STRIPES));
         }
         let (kdf, salt) = Kdf::parse(&slot.object("kdf")?)?;
-        Ok(Self { area: area(&slot.object("area")?)?, priority, kdf, salt })
+        Ok(Self { area: area(&slot.object("area")?)?, priority, af: hash, kdf, salt })
     }
 
     pub(super) fn info(&self, id: u32) -> KeyslotInfo {
@@ -75,7 +77,7 @@ impl Keyslot {
     fn to_json(&self) -> Value {
         json!({
             "type": "luks2", "key_size": KEY_SIZE,
-            "af": { "type": "luks1", "stripes": af::STRIPES, "hash": "sha256" },
+            "af": { "type": "luks1", "stripes": af::STRIPES, "hash": self.af.name() },
             "area": { "type": "raw", "offset": self.area.start().to_string(), "size": self.area.len().to_string(),
                 "encryption": "aes-xts-plain64", "key_size": KEY_SIZE },
             "kdf": self.kdf.to_json(&encode_base64(&self.salt)),
@@ -92,7 +94,7 @@ impl Keyslot {
         let mut split = SecretBytes::zeroed(af::SPLIT_SIZE)?;
         store.read_at(self.area.start(), split.expose_mut())?;
         self.cipher(passphrase)?.decrypt(Sector::ZERO, split.expose_mut());
-        VolumeKey::new(af::merge(split.expose())?)
+        VolumeKey::new(af::merge(split.expose(), self.af)?)
     }
 }
 
@@ -188,8 +190,8 @@ pub fn add(
     secret::random(&mut salt)?;
     let id = (0..32).find(|id| !header.slots().contains_key(id));
     let id = id.ok_or_else(|| unsupported("keyslots", "32 members", "at most 32"))?;
-    let slot =
-        Keyslot { area: free_area(&header.model, header.keyslots_start())?, priority: 1, kdf: *kdf, salt };
+    let area = free_area(&header.model, header.keyslots_start())?;
+    let slot = Keyslot { area, priority: 1, af: Hash::Sha256, kdf: *kdf, salt };
     let mut next = header.clone();
     let digest = header.model.digest.name.clone();
     next.change(|json| {
@@ -198,7 +200,7 @@ pub fn add(
             names.push(Value::from(id.to_string()));
         }
     })?;
-    let mut split = af::split(key.secret())?;
+    let mut split = af::split(key.secret(), slot.af)?;
     slot.cipher(passphrase)?.encrypt(Sector::ZERO, split.expose_mut());
     store.write_at(slot.area.start(), split.expose())?;
     store.sync()?;
