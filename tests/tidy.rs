@@ -45,7 +45,7 @@ const UNSAFE: [(&str, &str); 6] = [
     ("src/xts/awslc.rs", "the C interface of aws-lc"),
     ("src/store/file.rs", "system calls that nix lacks"),
     ("src/store/device.rs", "ioctls of block devices"),
-    ("src/fuse/attach.rs", "the descriptor that fusermount3 sends"),
+    ("src/fuse/attach.rs", "the descriptor that fusermount3 sends, and a prctl that nix lacks"),
     ("benches/xts.rs", "raw EVP calls, the baseline of the engines"),
 ];
 

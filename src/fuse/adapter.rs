@@ -1,23 +1,20 @@
-//! FUSE requests to [`Image`] calls, one to one. Errors become errnos by the table of `error`; nothing is decided here
-//! but how a file looks.
+//! FUSE requests to [`Image`] calls, one to one. Errors become errnos by the table of `error`; nothing is decided here.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
+use super::look::{FILE_NAME, Look, Presented};
 use crate::disk::Image;
 use crate::error::{Error, ErrorKind};
-use crate::units::{ByteLen, ByteOffset};
-
-/// Name of the image in a directory mountpoint.
-pub(super) const FILE_NAME: &str = "disk.img";
+use crate::units::{ByteLen, ByteOffset, Extent};
 
 /// The size of a disk changes only through us, so the kernel may believe its attributes for long; a write or discard
 /// through the kernel makes it ask again.
@@ -26,112 +23,39 @@ const TTL: Duration = Duration::from_secs(3600);
 /// Requests that the kernel may have in flight in the background (default 12, far below what two busy queues need).
 const MAX_BACKGROUND: u16 = 1024;
 
-/// Whether the mountpoint is a folder that shows `disk.img`, or a regular file that becomes the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// A folder.
-    Directory,
-    /// A regular file.
-    File,
-}
-
-/// How the image looks to others.
-#[derive(Clone, Copy, Debug)]
-pub struct Presented {
-    /// Folder or file.
-    pub layout: Layout,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Largest request in bytes.
-    pub max_request: u32,
-}
-
 pub(super) struct Adapter<I> {
     image: Arc<I>,
-    look: Presented,
-    mode: AtomicU32,
-    // Nanoseconds since 1970. Kept for this mount only: a container has no room for times, and needs none.
-    accessed: AtomicU64,
-    modified: AtomicU64,
+    look: Look,
+    max_request: u32,
 }
 
 impl<I: Image> Adapter<I> {
-    pub(super) fn new(image: Arc<I>, look: Presented) -> Self {
-        let mode = if image.is_read_only() { 0o400 } else { 0o600 };
-        let now = nanos(SystemTime::now());
-        Self {
-            image,
-            look,
-            mode: AtomicU32::new(mode),
-            accessed: AtomicU64::new(now),
-            modified: AtomicU64::new(now),
-        }
-    }
-
-    fn file(&self) -> INodeNo {
-        match self.look.layout {
-            Layout::File => INodeNo::ROOT,
-            Layout::Directory => INodeNo(INodeNo::ROOT.0 + 1),
-        }
+    pub(super) fn new(image: Arc<I>, presented: Presented, max_request: u32) -> Self {
+        let look = Look::new(presented, image.is_read_only());
+        Self { image, look, max_request }
     }
 
     fn file_attr(&self) -> FileAttr {
-        let blocks = self.image.allocated().unwrap_or_else(|_| self.image.len());
-        let mode = u16::try_from(self.mode.load(Ordering::Relaxed) & 0o7777).unwrap_or(0o600);
-        self.attr(
-            self.file(),
-            FileType::RegularFile,
-            self.image.len().get(),
-            blocks.get().div_ceil(512),
-            mode,
-            1,
-        )
+        let allocated = self.image.allocated().unwrap_or_else(|_| self.image.len());
+        self.look.file_attr(self.image.len(), allocated)
     }
 
-    fn attr(&self, ino: INodeNo, kind: FileType, size: u64, blocks: u64, perm: u16, nlink: u32) -> FileAttr {
-        let modified = time(self.modified.load(Ordering::Relaxed));
-        FileAttr {
-            ino,
-            size,
-            blocks,
-            atime: time(self.accessed.load(Ordering::Relaxed)),
-            mtime: modified,
-            ctime: modified,
-            crtime: modified,
-            kind,
-            perm,
-            nlink,
-            uid: self.look.uid,
-            gid: self.look.gid,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
+    /// Zeroes the part of a range that lies on the disk: with KEEP_SIZE the rest is nothing (fallocate(2)), without it the
+    /// file would have to grow.
+    fn zero(&self, offset: ByteOffset, len: ByteLen, mode: i32) -> Result<(), Error> {
+        let asked = match Extent::new(offset, len) {
+            Some(extent) if mode & libc::FALLOC_FL_KEEP_SIZE != 0 => extent.clamp_to(self.image.len()).len(),
+            _ => len,
+        };
+        if asked.is_zero() {
+            return Ok(());
         }
-    }
-
-    fn attr_of(&self, ino: INodeNo) -> Option<FileAttr> {
-        if ino == self.file() {
-            Some(self.file_attr())
-        } else if ino == INodeNo::ROOT {
-            Some(self.attr(ino, FileType::Directory, 0, 0, 0o700, 2))
+        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
+            self.image.write_zeroes(offset, asked)
         } else {
-            None
+            self.image.discard(offset, asked)
         }
     }
-
-    fn touch(&self) {
-        self.modified.store(nanos(SystemTime::now()), Ordering::Relaxed);
-    }
-}
-
-fn nanos(t: SystemTime) -> u64 {
-    t.duration_since(UNIX_EPOCH).ok().and_then(|d| u64::try_from(d.as_nanos()).ok()).unwrap_or(0)
-}
-
-fn time(nanos: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
 fn errno(e: &Error) -> Errno {
@@ -161,7 +85,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             let _ = config.add_capabilities(wanted & !missing);
         }
         // Both answer with the nearest value they accept; taking it is all there is to do.
-        if let Err(nearest) = config.set_max_write(self.look.max_request) {
+        if let Err(nearest) = config.set_max_write(self.max_request) {
             let _ = config.set_max_write(nearest);
         }
         if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
@@ -171,7 +95,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if parent == INodeNo::ROOT && self.look.layout == Layout::Directory && name == FILE_NAME {
+        if parent == INodeNo::ROOT && self.look.is_folder() && name == FILE_NAME {
             reply.entry(&TTL, &self.file_attr(), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
@@ -179,9 +103,12 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.attr_of(ino) {
-            Some(attr) => reply.attr(&TTL, &attr),
-            None => reply.error(Errno::ENOENT),
+        if ino == self.look.file() {
+            reply.attr(&TTL, &self.file_attr());
+        } else if ino == INodeNo::ROOT {
+            reply.attr(&TTL, &self.look.folder_attr());
+        } else {
+            reply.error(Errno::ENOENT);
         }
     }
 
@@ -203,28 +130,19 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if ino != self.file() || uid.is_some() || gid.is_some() {
+        if ino != self.look.file() || !self.look.is_owner(uid, gid) {
             return reply.error(Errno::EPERM);
         }
         if size.is_some_and(|size| size != self.image.len().get()) {
             log::warn!("{FILE_NAME}: a disk keeps its size; truncating or growing it by its file is refused");
             return reply.error(Errno::EPERM);
         }
-        if let Some(mode) = mode {
-            self.mode.store(mode & 0o777, Ordering::Relaxed);
-        }
-        for (slot, new) in [(&self.accessed, atime), (&self.modified, mtime)] {
-            match new {
-                Some(TimeOrNow::SpecificTime(t)) => slot.store(nanos(t), Ordering::Relaxed),
-                Some(TimeOrNow::Now) => slot.store(nanos(SystemTime::now()), Ordering::Relaxed),
-                None => {}
-            }
-        }
+        self.look.set(mode, atime, mtime);
         reply.attr(&TTL, &self.file_attr());
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if ino != self.file() {
+        if ino != self.look.file() {
             return reply.error(Errno::EISDIR);
         }
         if self.image.is_read_only() && flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
@@ -277,7 +195,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         let Ok(len) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         match self.image.write(offset, data) {
             Ok(()) => {
-                self.touch();
+                self.look.touch();
                 reply.written(len);
             }
             Err(e) => reply.error(errno(&e)),
@@ -306,13 +224,13 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if ino != INodeNo::ROOT || self.look.layout != Layout::Directory {
+        if ino != INodeNo::ROOT || !self.look.is_folder() {
             return reply.error(Errno::ENOTDIR);
         }
         let entries = [
             (INodeNo::ROOT, FileType::Directory, "."),
             (INodeNo::ROOT, FileType::Directory, ".."),
-            (self.file(), FileType::RegularFile, FILE_NAME),
+            (self.look.file(), FileType::RegularFile, FILE_NAME),
         ];
         for (next, (ino, kind, name)) in (1..).zip(entries) {
             if next > offset && reply.add(ino, next, kind, name) {
@@ -343,16 +261,15 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             Ok(range) => range,
             Err(errno) => return reply.error(errno),
         };
-        // Zeroing and punching are asked for with or without KEEP_SIZE; the size never changes here. Plain preallocation
-        // cannot be promised through encryption: glibc then writes instead, which is the honest thing.
-        let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            libc::FALLOC_FL_PUNCH_HOLE => self.image.discard(offset, len),
-            libc::FALLOC_FL_ZERO_RANGE => self.image.write_zeroes(offset, len),
-            _ => return reply.error(Errno::EOPNOTSUPP),
-        };
+        // Plain preallocation cannot be promised through encryption: glibc then writes instead, which is the honest thing.
+        let kind = mode & !libc::FALLOC_FL_KEEP_SIZE;
+        if kind != libc::FALLOC_FL_PUNCH_HOLE && kind != libc::FALLOC_FL_ZERO_RANGE {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let done = self.zero(offset, len, mode);
         match done {
             Ok(()) => {
-                self.touch();
+                self.look.touch();
                 reply.ok();
             }
             Err(e) => reply.error(errno(&e)),
@@ -385,5 +302,82 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             Ok(None) => reply.error(Errno::ENXIO),
             Err(e) => reply.error(errno(&e)),
         }
+    }
+
+    // The folder holds one file and always will. Each of these says EPERM, as their pages in section 2 of the manual do of a
+    // file system that cannot; without an answer the kernel says ENOSYS.
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _link_name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn link(&self, _req: &Request, _ino: INodeNo, _newparent: INodeNo, _newname: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
     }
 }

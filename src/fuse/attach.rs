@@ -3,12 +3,12 @@
 //! Not by fuser: when a session of 0.18 ends, it takes the mount that is gone for one that lives (`is_mounted` reads
 //! POLLERR the wrong way round) and unmounts whatever else lies at the place by then.
 //!
-//! Must never see: requests, images. One `unsafe`: the descriptor that fusermount3 sends.
+//! Must never see: requests, images. Two `unsafe`: the descriptor that fusermount3 sends, and a prctl.
 
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,6 +20,9 @@ use super::mountpoint;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 const DEVICE: &str = "/dev/fuse";
+
+/// misc, fuse: in the kernel's list of device numbers.
+const DEVICE_NUMBER: (u64, u64) = (10, 229);
 
 /// What the kernel is told of a mount.
 #[derive(Clone, Debug)]
@@ -45,11 +48,13 @@ pub(super) struct Attached {
 /// # Errors
 /// `NotFound` without /dev/fuse or fusermount3, `PermissionDenied`, `Busy`.
 pub(super) fn attach(wanted: &Wanted) -> Result<(Attached, OwnedFd)> {
-    let device = open_device()?;
-    let fuse = match by_system_call(wanted, &device) {
-        Ok(()) => device.into(),
-        Err(nix::Error::EPERM) => by_helper(wanted)?,
-        Err(e) => return Err(Error::io("mount", e.into()).at(&wanted.mountpoint)),
+    let fuse = match open_device()? {
+        Some(device) => match by_system_call(wanted, &device) {
+            Ok(()) => device.into(),
+            Err(nix::Error::EPERM) => by_helper(wanted)?,
+            Err(e) => return Err(Error::io("mount", e.into()).at(&wanted.mountpoint)),
+        },
+        None => by_helper(wanted)?,
     };
     let mountpoint = wanted.mountpoint.clone();
     let found = mountpoint::mounted_at(&mountpoint)?;
@@ -85,18 +90,35 @@ impl Drop for Attached {
     }
 }
 
-fn open_device() -> Result<File> {
-    let opened = File::options().read(true).write(true).open(DEVICE);
-    opened.map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::new(ErrorKind::NotFound, "not found")
+/// `None` where this user may not open it: fusermount3 may.
+fn open_device() -> Result<Option<File>> {
+    let missing = |found: &str| {
+        Error::new(ErrorKind::NotFound, found)
             .at(DEVICE)
-            .hint("load the kernel module with: modprobe fuse; in a container, pass --device /dev/fuse"),
-        _ => Error::io("open", e).at(DEVICE).hint("the user needs read and write permission on /dev/fuse"),
-    })
+            .hint("load the kernel module with: modprobe fuse; in a container, pass --device /dev/fuse")
+    };
+    let file = match File::options().read(true).write(true).open(DEVICE) {
+        Ok(file) => file,
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => return Err(missing("not found")),
+            Some(libc::EACCES) if !nix::unistd::geteuid().is_root() => return Ok(None),
+            _ => {
+                let error = Error::io("open", e).at(DEVICE);
+                return Err(error.hint("in a container, pass --device /dev/fuse"));
+            }
+        },
+    };
+    let meta = file.metadata().io_at("look at", DEVICE)?;
+    let number = (nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()));
+    if meta.file_type().is_char_device() && number == DEVICE_NUMBER {
+        Ok(Some(file))
+    } else {
+        Err(missing("found something else, allowed the character device 10:229"))
+    }
 }
 
 fn by_system_call(wanted: &Wanted, device: &File) -> nix::Result<()> {
-    let kind = std::fs::metadata(&wanted.mountpoint).map_or(0, |meta| meta.permissions().mode());
+    let kind = std::fs::metadata(&wanted.mountpoint).map_or(0, |meta| meta.mode());
     let mut data = format!(
         "fd={},rootmode={kind:o},user_id={},group_id={},default_permissions,subtype=wrapdisk",
         device.as_raw_fd(),
@@ -130,7 +152,7 @@ fn by_helper(wanted: &Wanted) -> Result<OwnedFd> {
         }
     }
     let (ours, theirs) = UnixStream::pair().io_at("make a socket", "")?;
-    let mut command = Command::new("fusermount3");
+    let mut command = fusermount();
     // Its standard input, because that needs nothing to be kept open over exec.
     command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
     command.args(["-o", &options, "--"]).arg(&wanted.mountpoint);
@@ -170,19 +192,56 @@ fn receive(socket: &UnixStream) -> nix::Result<Option<OwnedFd>> {
 }
 
 fn refused(mountpoint: &Path, said: &str) -> Error {
-    let kind = if said.contains("in use") || said.contains("busy") {
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    let kind = if has(&["in use", "busy"]) {
         ErrorKind::Busy
-    } else {
+    } else if has(&["only allowed", "ermission denied", "not permitted", "no write access", "not owned"]) {
         ErrorKind::PermissionDenied
+    } else {
+        ErrorKind::Other
     };
     let error = Error::new(kind, format!("mount: {said}")).at(mountpoint);
-    if said.contains("user_allow_other") {
-        return error.hint("--allow-other needs the line user_allow_other in /etc/fuse.conf");
+    if has(&["user_allow_other"]) {
+        error.hint("--allow-other needs the line user_allow_other in /etc/fuse.conf")
+    } else if has(&["no write access", "not owned"]) {
+        error.hint("an ordinary user can mount only on a folder or file that is theirs to write")
+    } else {
+        error
     }
-    error
 }
 
 /// Commas end an option and backslashes escape in fusermount3's reading.
 fn option_value(path: &Path) -> String {
-    path.to_string_lossy().replace(['\\', ','], "_")
+    path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,")
+}
+
+/// fusermount3 from the PATH, or from where packages put it: the PATH of a service may be short.
+pub(super) fn fusermount() -> Command {
+    let name = Path::new("fusermount3");
+    let usual = Path::new("/usr/bin/fusermount3");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    Command::new(if found || !usual.exists() { name } else { usual })
+}
+
+/// For a loop device over the mount: memory that this thread, and those it starts from here on, ask for while they serve
+/// never waits for a write-back to that device, which would wait for them (PR_SET_IO_FLUSHER(2const)).
+pub(super) fn serve_writeback() {
+    // include/uapi/linux/prctl.h; libc has no name for it.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: sets two flags of the calling thread and takes no pointer.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
+        // It needs CAP_SYS_RESOURCE. Who has not may not set up loop devices either.
+        log::debug!("PR_SET_IO_FLUSHER: {}", std::io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_survive_the_options_of_fusermount() {
+        assert_eq!(option_value(Path::new("/a,b\\c d")), "/a\\,b\\\\c d");
+    }
 }

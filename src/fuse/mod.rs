@@ -4,8 +4,9 @@
 
 mod adapter;
 mod attach;
+mod look;
 pub mod mountpoint;
 mod session;
 
-pub use adapter::{Layout, Presented};
+pub use look::Layout;
 pub use session::{MountConfig, Session};

@@ -1,11 +1,12 @@
 //! The place of a mount: is it free, is it ours and dead, and how to take it off.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::mount::{MntFlags, umount2};
 
 use super::Layout;
+use super::attach::fusermount;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// The file system type in the kernel's books.
@@ -112,14 +113,15 @@ pub fn prepare(path: &Path, allow_nonempty: bool) -> Result<(PathBuf, Layout)> {
         _ => e,
     })?;
     while let Some(found) = mounted_at(&real)? {
-        // statfs always asks the daemon; stat may be answered from the kernel's cache of a dead one.
-        let dead = nix::sys::statfs::statfs(&real).is_err_and(|e| is_dead(&e.into()));
-        if dead && found.fs_type == FS_TYPE {
+        // statfs always asks the daemon; stat may be answered from the kernel's cache of a dead one. Only of ours: another
+        // may hang on a server that is away.
+        let is_ours = found.fs_type == FS_TYPE;
+        if is_ours && nix::sys::statfs::statfs(&real).is_err_and(|e| is_dead(&e.into())) {
             log::warn!("{}: a wrapdisk mount whose daemon is gone; taking it off", real.display());
             unmount(&real, true)?;
             continue;
         }
-        let what = if found.fs_type == FS_TYPE {
+        let what = if is_ours {
             format!("{} is mounted here", found.source)
         } else {
             format!("a {} file system is mounted here", found.fs_type)
@@ -176,16 +178,12 @@ fn busy(path: &Path) -> Error {
 }
 
 fn unmount_by_helper(path: &Path, lazy: bool) -> Result<()> {
-    let mut command = Command::new("fusermount3");
-    command
-        .arg("-u")
-        .args(lazy.then_some("-z"))
-        .arg("--")
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    let mut command = fusermount();
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
     let out = command.output().map_err(|e| {
-        Error::io("run fusermount3", e).hint("install the package fuse3; without it only root can unmount")
+        Error::io("run fusermount3", e)
+            .at(path)
+            .hint("install the package fuse3; without it only root can unmount")
     })?;
     if out.status.success() {
         return Ok(());

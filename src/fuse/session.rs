@@ -9,9 +9,9 @@ use fuser::{Config, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::adapter::{Adapter, FILE_NAME};
+use super::adapter::Adapter;
 use super::attach::{self, Attached, Wanted};
-use super::{Layout, Presented};
+use super::look::{FILE_NAME, Layout, Presented};
 use crate::disk::Image;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
@@ -72,14 +72,9 @@ impl<I: Image> Session<I> {
     /// # Errors
     /// `NotFound` without /dev/fuse, `PermissionDenied`, `Busy`.
     pub fn mount(image: Arc<I>, config: MountConfig) -> Result<Self> {
-        let look = Presented {
-            layout: config.layout,
-            uid: config.uid,
-            gid: config.gid,
-            max_request: config.max_request.unwrap_or(MAX_REQUEST),
-        };
+        let look =
+            Presented { layout: config.layout, uid: config.uid, gid: config.gid, shared: config.allow_other };
         let mut fuse = Config::default();
-        fuse.acl = if config.allow_other { SessionACL::All } else { SessionACL::Owner };
         fuse.n_threads = Some(config.threads.unwrap_or_else(default_threads));
         // Before there is a mount: a signal between mounting and serving would leave a dead one behind.
         let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).io_at("watch signals", "")?;
@@ -89,8 +84,10 @@ impl<I: Image> Session<I> {
             read_only: image.is_read_only(),
             allow_other: config.allow_other,
         })?;
-        let adapter = Adapter::new(Arc::clone(&image), look);
-        let session = fuser::Session::from_fd(adapter, device, fuse.acl, fuse)
+        let adapter = Adapter::new(Arc::clone(&image), look, config.max_request.unwrap_or(MAX_REQUEST));
+        // Who may come here is the kernel's to decide, by allow_other: fuser's own check would also refuse requests on files
+        // that were opened by who may and then handed on.
+        let session = fuser::Session::from_fd(adapter, device, SessionACL::All, fuse)
             .io_at("greet the kernel at", &config.mountpoint)?;
         Ok(Self { session, image, config, signals, attached })
     }
@@ -114,6 +111,7 @@ impl<I: Image> Session<I> {
         let watcher = start("signals", tell.clone(), move |tell| watch_signals(signals, tell))?;
         // Not on this thread: fuser blocks in read(2) until the last user is gone, and nothing else ends that.
         start("serve", tell, move |tell| {
+            attach::serve_writeback();
             let served = session.run().io_at("serve", &config.mountpoint);
             let _ = tell.send(Event::Served(served));
         })?;
