@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::context::Context;
 use super::{output, prompt};
 use crate::envelope::KeyRef;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::vault::local::{ImportedKey, RsaBits};
-use crate::vault::{KeyInfo, KeyVault};
+use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// Manage the RSA keys that wrap the data keys
 #[derive(Debug, clap::Subcommand)]
@@ -173,9 +173,9 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let vault = context.existing()?.vault;
             let call = vault.admin("key show");
             if args.pem {
-                return output::line(vault.public_pem(&args.key, &call)?.trim_end());
+                return output::line(vault.public_pem(&args.key, &call).map_err(mistyped)?.trim_end());
             }
-            show(&vault.describe(&args.key, &call)?, args.output.json())
+            show(&vault.describe(&args.key, &call).map_err(mistyped)?, args.output.json())
         }
         Command::Enable(args) => switch(context, args, true),
         Command::Disable(args) => switch(context, args, false),
@@ -213,6 +213,14 @@ fn from_pem(file: &Path, passphrase: Option<&Path>) -> Result<ImportedKey> {
     ImportedKey::from_pem(pem.expose(), Some(passphrase.expose()))
 }
 
+/// A name that was mistyped is no denial, as it would be for a disk that needs the key.
+fn mistyped(e: VaultError) -> Error {
+    match e {
+        VaultError::Denied(Denial::Deleted, _) => Error::from(e).as_kind(ErrorKind::NotFound),
+        _ => e.into(),
+    }
+}
+
 fn switch(context: &Context, args: &Switch, enabled: bool) -> Result<()> {
     let mut key = args.key.clone();
     if let Some(version) = &args.version {
@@ -223,7 +231,7 @@ fn switch(context: &Context, args: &Switch, enabled: bool) -> Result<()> {
     }
     let access = context.existing()?;
     let call = access.vault.admin(if enabled { "key enable" } else { "key disable" });
-    let info = access.vault.describe(&key, &call)?;
+    let info = access.vault.describe(&key, &call).map_err(mistyped)?;
     if !enabled {
         warn_of_disabling(context, &access, &info, args.yes)?;
     }
