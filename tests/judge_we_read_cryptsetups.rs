@@ -177,3 +177,25 @@ fn any_of_several_keyslots_opens() {
         home.mount("a.img", &["--passphrase-file", home.text(file)]).unmount();
     }
 }
+
+/// cryptsetup takes a key file with the newline at its end, and what is typed without.
+#[test]
+fn a_newline_at_the_end_of_a_file_is_part_of_the_passphrase_if_it_is() {
+    let home = home();
+    for (name, made_with, opens_with) in [
+        ("a.img", &b"words"[..], [&b"words"[..], b"words\n"]),
+        ("b.img", b"words\n", [b"words\n", b"words\n\n"]),
+        ("c.img", b"\x80\x00\n", [b"\x80\x00\n", b"\x80\x00\n\n"]),
+    ] {
+        luks_format(&home, name, MIB as u64, put(&home, "key", made_with), &CHEAP);
+        for words in opens_with {
+            home.mount(name, &["--passphrase-file", put(&home, "file", words)]).unmount();
+        }
+        std::fs::create_dir(home.path("m")).unwrap();
+        for words in [&[made_with, &b"\n\n"[..]].concat(), &b"word\n"[..], b"word"] {
+            let file = put(&home, "file", words);
+            home.wrapdisk(["mount", name, "m", "--passphrase-file", file]).fails(3);
+        }
+        std::fs::remove_dir(home.path("m")).unwrap();
+    }
+}

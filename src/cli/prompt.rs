@@ -66,18 +66,23 @@ fn ask(question: &str) -> Result<SecretBytes> {
 /// `NotFound`, `PermissionDenied`, `InvalidInput` when empty or too long.
 pub(super) fn passphrase_file(path: &Path) -> Result<SecretBytes> {
     let mut secret = secret_file(path)?;
-    if secret.expose().last() == Some(&b'\n') {
-        let len = secret.len() - 1;
-        secret.truncate(len);
-    }
-    if secret.is_empty() {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "passphrase file: found nothing, allowed at least one byte",
-        )
-        .at(path));
-    }
+    let len = without_newline(secret.expose(), path)?.len();
+    secret.truncate(len);
     Ok(secret)
+}
+
+/// The passphrase in a text file.
+///
+/// # Errors
+/// `InvalidInput` when nothing is left.
+pub(super) fn without_newline<'a>(text: &'a [u8], path: &Path) -> Result<&'a [u8]> {
+    match text.strip_suffix(b"\n").unwrap_or(text) {
+        [] => {
+            let message = "passphrase file: found nothing, allowed at least one byte";
+            Err(Error::new(ErrorKind::InvalidInput, message).at(path))
+        }
+        passphrase => Ok(passphrase),
+    }
 }
 
 /// Reads a file that holds a secret, straight into secret memory; `-` is standard input.

@@ -23,7 +23,7 @@ pub(super) struct UnlockArgs {
     #[arg(long)]
     pub(super) passphrase: bool,
 
-    /// Read the passphrase from FILE ("-": standard input); a newline at its end is not part of it
+    /// Read the passphrase from FILE ("-": standard input); a newline at its end need not be part of it
     #[arg(long, value_name = "FILE")]
     pub(super) passphrase_file: Option<PathBuf>,
 
@@ -183,15 +183,15 @@ fn on(e: Error, path: &Path) -> Error {
 }
 
 fn by_passphrase(header: &Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
-    let passphrase = match &args.passphrase_file {
-        Some(file) => prompt::passphrase_file(file)?,
-        None => prompt::passphrase("Passphrase", false)?,
-    };
     let mut limits = keyslot::Limits::default();
     if let Some(memory) = args.max_kdf_memory {
         limits.max_memory_kib = u32::try_from(memory.get() / 1024).unwrap_or(u32::MAX);
     }
-    let (slot, key) = keyslot::unlock(header, store, passphrase.expose(), &limits)?;
+    let unlock = |passphrase: &[u8]| keyslot::unlock(header, store, passphrase, &limits);
+    let (slot, key) = match &args.passphrase_file {
+        Some(file) => by_file(file, unlock)?,
+        None => unlock(prompt::passphrase("Passphrase", false)?.expose())?,
+    };
     log::info!("keyslot {slot} opened it");
     if header.is_plain() {
         log::warn!("this header carries no MAC of ours: nothing proves that it was not tampered with");
@@ -201,6 +201,16 @@ fn by_passphrase(header: &Header, store: &FileStore, args: &UnlockArgs) -> Resul
         }
     }
     Ok(key)
+}
+
+/// The newline at the end of a text file is not meant; cryptsetup takes a key file as it is, and a random one may end so.
+fn by_file<T>(file: &Path, unlock: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
+    let whole = prompt::secret_file(file)?;
+    let text = prompt::without_newline(whole.expose(), file)?;
+    match unlock(text) {
+        Err(e) if e.kind() == ErrorKind::WrongKey && text.len() < whole.len() => unlock(whole.expose()),
+        done => done,
+    }
 }
 
 impl Opened {
