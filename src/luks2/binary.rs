@@ -85,11 +85,9 @@ impl Binary {
         }
         let version = u16::from_be_bytes([bytes[6], bytes[7]]);
         if version != 2 {
-            let e = unsupported("version", version, 2);
-            return Err(if version == 1 {
-                e.hint("convert it with: cryptsetup convert --type luks2")
-            } else {
-                e
+            return Err(match version {
+                0 => damaged("version", 0, 2),
+                _ => unsupported("version", version, 2),
             });
         }
         let hdr_size = u64_at(bytes, HDR_SIZE);
@@ -107,7 +105,11 @@ impl Binary {
         }
         let algorithm = text(bytes, CHECKSUM_ALG, "checksum algorithm")?;
         if algorithm != "sha256" {
-            return Err(unsupported("checksum algorithm", quoted(&algorithm), "\"sha256\""));
+            let (found, allowed) = (quoted(&algorithm), "\"sha256\"");
+            return Err(match algorithm.as_str() {
+                "" => damaged("checksum algorithm", found, allowed),
+                _ => unsupported("checksum algorithm", found, allowed),
+            });
         }
         let uuid = text(bytes, UUID, "uuid")?;
         if !is_canonical_uuid(&uuid) {
