@@ -14,7 +14,7 @@ use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Whence, lseek};
-use support::{Done, Home, Loop, Mount, eventually, finish, noise, run};
+use support::{Done, Home, Loop, Mount, Mounted, eventually, finish, noise, run};
 
 const MIB: u64 = 1 << 20;
 
@@ -63,32 +63,7 @@ impl Fs {
 
     #[track_caller]
     fn mount(&self, home: &Home, device: &Loop) -> Mounted {
-        let place = home.path("fs");
-        std::fs::create_dir_all(&place).unwrap();
-        run("mount", ["-t", self.name, &device.0, place.to_str().unwrap()]);
-        Mounted(place)
-    }
-}
-
-/// A mounted file system, gone when dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    #[track_caller]
-    fn unmount(self) {
-        run("umount", [&self.0]);
-    }
-
-    /// Everything on its way to the device.
-    #[track_caller]
-    fn sync(&self) {
-        run("sync", ["-f".as_ref(), self.0.as_os_str()]);
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = finish(Command::new("umount").arg("-l").arg(&self.0));
+        Mounted::new(device, &home.path("fs"), &["-t", self.name])
     }
 }
 

@@ -187,13 +187,16 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let Some(offset) = ByteOffset::new(offset) else { return reply.error(Errno::EINVAL) };
         let Ok(len) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
-        match self.image.write(offset, data) {
+        // No fsync follows a direct write: the kernel leaves O_SYNC (which includes O_DSYNC) and RWF_DSYNC to us.
+        let durable = flags.0 & libc::O_DSYNC != 0;
+        let written = self.image.write(offset, data);
+        match written.and_then(|()| if durable { self.image.sync() } else { Ok(()) }) {
             Ok(()) => {
                 self.look.touch();
                 reply.written(len);

@@ -248,6 +248,37 @@ impl Drop for Loop {
     }
 }
 
+/// A mounted file system, gone when dropped. Needs root.
+pub(crate) struct Mounted(pub(crate) PathBuf);
+
+impl Mounted {
+    /// `mount MORE DEVICE PLACE`; the place is made.
+    #[track_caller]
+    pub(crate) fn new(device: &Loop, place: &Path, more: &[&str]) -> Self {
+        std::fs::create_dir_all(place).expect("a mountpoint");
+        run("mount", [more, &[&device.0, place.to_str().expect("temporary paths are UTF-8")]].concat());
+        Self(place.to_owned())
+    }
+
+    /// Unmounts, which must not fail.
+    #[track_caller]
+    pub(crate) fn unmount(self) {
+        run("umount", [&self.0]);
+    }
+
+    /// Everything on its way to the device.
+    #[track_caller]
+    pub(crate) fn sync(&self) {
+        run("sync", ["-f".as_ref(), self.0.as_os_str()]);
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = finish(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
 /// Bytes that look like nothing else and are the same in every run.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
