@@ -148,6 +148,12 @@ impl Error {
         self.on(path)
     }
 
+    /// [`Error::at`], unless somebody below has named a subject.
+    #[must_use]
+    pub fn or_at(self, path: impl AsRef<Path>) -> Self {
+        if self.subject.is_some() { self } else { self.at(path) }
+    }
+
     /// The same failure as another class: a caller may know what it means here.
     #[must_use]
     pub const fn as_kind(mut self, kind: ErrorKind) -> Self {

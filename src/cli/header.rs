@@ -88,7 +88,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let mut saved = path.clone().into_os_string();
             saved.push(".header-before-restore");
             let saved = PathBuf::from(saved);
-            backup::restore(&store, file, *force, &saved).map_err(|e| e.at(&path))?;
+            backup::restore(&store, file, *force, &saved).map_err(|e| e.or_at(&path))?;
             output::line(&format!(
                 "{}: restored; the header before is in {}",
                 path.display(),

@@ -130,12 +130,13 @@ pub(super) fn key(
         return Ok((key, None));
     }
     if header.is_plain() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "tokens: found no wrapdisk-vault token, allowed 1 to 8",
-        )
-        .at(path)
-        .hint("this is a plain LUKS2 container; open it with --passphrase"));
+        let message = "tokens: found no wrapdisk-vault token, allowed 1 to 8";
+        let e = Error::new(ErrorKind::Unsupported, message).at(path);
+        return Err(if header.keyslots().is_empty() {
+            e.hint("nothing opens it, there is no keyslot either; put a backup back with: wrapdisk header restore FILE BACKUP")
+        } else {
+            e.hint("this is a plain LUKS2 container; open it with --passphrase")
+        });
     }
     let (vault, unlocked) = context
         .existing()

@@ -72,7 +72,10 @@ pub fn restore(store: &dyn BackingStore, file: &Path, force: bool, save_present_
     }
     // All that will be overwritten, and at least a whole backup of what is there.
     let saved = present.map_or(ByteLen::ZERO, |p| p.area_len()).max(ByteLen::of(&area));
-    save(store, saved, save_present_to)?;
+    save(store, saved, save_present_to).map_err(|e| match e.kind() {
+        ErrorKind::Exists => e.hint("an earlier restore saved it: move it away first"),
+        _ => e,
+    })?;
     let hdr_size = usize::try_from(header.binary.hdr_size).expect("at most 128 KiB");
     let at = |n: usize| ByteOffset::new(n as u64).expect("within the header area");
     store.write_at(at(hdr_size), &[0; 4096])?;
@@ -108,7 +111,8 @@ fn read_backup(file: &Path, store: &dyn BackingStore) -> Result<(Vec<u8>, Header
     }
     let whole = MemoryStore::from(area);
     // The data area is the container's: a memory store this long would not fit in memory, so only the header is judged.
-    let header = Header::load_area(&whole, store.len()?)?;
+    let header = Header::load_area(&whole, store.len()?)
+        .map_err(|e| e.hint("this is the backup; the container was left as it is"))?;
     let len = whole.len()?;
     if len != header.area_len() {
         return Err(damaged("backup", format!("{len} bytes"), header.area_len()));
