@@ -1,10 +1,11 @@
 //! Memory for secrets: its own pages, locked against swap where the limit allows, left out of core dumps,
 //! wiped when dropped. [`Secret`] is a key of fixed length, [`SecretBytes`] anything else (a passphrase, a PEM file,
-//! the block cache's plaintext).
+//! the block cache's plaintext). And what happens to copies that other crates make: [`WipingAllocator`], [`scrubbed`].
 //!
 //! Must never see: anything else of the crate but errors. No `Clone`, no `PartialEq`, no `Serialize`; `Debug` is redacted.
-//! One of the few modules with `unsafe`: the mapping itself.
+//! One of the few modules with `unsafe`: the mapping itself, and the allocator.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -210,6 +211,44 @@ pub fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// As [`scrub_stack`], after a way through a vault: a database and big integers leave frames behind that reach deep.
+#[inline(never)]
+pub fn scrub_deep_stack() {
+    std::hint::black_box(&mut [0u64; 32 * 1024]);
+}
+
+/// The system's allocator, but what is freed is wiped first: parts of an RSA key were found on the heap of a mount, left
+/// there by big integers that nobody wipes. The program installs it; a library must not choose for others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WipingAllocator;
+
+/// Larger blocks have a mapping of their own, always (`DEFAULT_MMAP_THRESHOLD_MAX` of glibc on 64 bits): freed, they go back
+/// to the kernel, which hands out no page before it has cleared it.
+const OWN_MAPPING: usize = 32 << 20;
+
+// SAFETY: every call is handed on to `System` as it came, so its contract is ours. `realloc` is the trait's own: it
+// allocates, copies, and frees (and so wipes) the old block.
+unsafe impl GlobalAlloc for WipingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract. (Not by the trait's own: it would touch every page of a large block.)
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        if layout.size() <= OWN_MAPPING {
+            // SAFETY: by the caller's contract `ptr` is a block of `layout.size()` bytes that nobody uses any more.
+            unsafe { libc::explicit_bzero(ptr.cast(), layout.size()) };
+        }
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
 /// Keeps this process's memory from other processes of the same user and out of core dumps.
 ///
 /// # Errors
@@ -256,6 +295,33 @@ fn page_size() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_allocator_frees_and_moves_is_wiped() {
+        let heap = WipingAllocator;
+        let layout = Layout::array::<u8>(4000).unwrap();
+        for moves in [false, true] {
+            // SAFETY: each block is freed once, with the layout it has. What is read afterwards is read through the
+            // kernel, which says so when a page is gone, and not through the pointer.
+            let at = unsafe {
+                let ptr = heap.alloc(layout);
+                ptr.write_bytes(0xA5, layout.size());
+                if moves {
+                    let moved = heap.realloc(ptr, layout, 8000);
+                    heap.dealloc(moved, Layout::array::<u8>(8000).unwrap());
+                } else {
+                    heap.dealloc(ptr, layout);
+                }
+                ptr as u64
+            };
+            let mut found = [0; 4000];
+            let memory = std::fs::File::open("/proc/self/mem").unwrap();
+            if std::os::unix::fs::FileExt::read_exact_at(&memory, &mut found, at).is_ok() {
+                let left = found.iter().filter(|b| **b == 0xA5).count();
+                assert!(left < 16, "moves: {moves}: {left} bytes are left"); // others may have taken the block
+            }
+        }
+    }
 
     #[test]
     fn debug_shows_no_byte() {

@@ -149,9 +149,11 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     let status = status_source(&opened, &disk, &mountpoint, &session.presented(), args.read_only);
     let server = Server::start(&context.dirs, &mountpoint, Arc::new(status))?;
     ready(context, args, &session.presented(), &opened)?;
-    // The key is in the cipher behind the gate now; this copy must not outlive the start.
+    // The key is in the cipher behind the gate now; this copy, and what its way left on the stack, must not outlive the
+    // start.
     let path = opened.path.clone();
     drop(opened);
+    crate::secret::scrub_deep_stack();
     let served = session.run().map_err(|e| e.at(&path));
     drop(server);
     served

@@ -64,7 +64,7 @@ impl Gate {
         cipher.as_ref().map(section).ok_or_else(closed)
     }
 
-    /// Refuses new I/O, waits for running crypto sections, runs `wipe` (the caches), and wipes the key.
+    /// Refuses new I/O, waits for running crypto sections, wipes the key, and runs `wipe` (the caches).
     /// Returns false when it was closed already.
     pub fn close(&self, wipe: impl FnOnce()) -> bool {
         let epoch = self.epoch.load(Ordering::Acquire);
@@ -74,8 +74,9 @@ impl Gate {
             return false;
         }
         let mut cipher = write(&self.cipher);
-        wipe();
+        // First, because a large cache takes its time.
         *cipher = None;
+        wipe();
         true
     }
 

@@ -150,9 +150,16 @@ impl Home {
     #[track_caller]
     pub(crate) fn mount_at(&self, name: &str, place: &Path, more: &[&str]) -> Mount<'_> {
         let args = [&["mount", name, place.to_str().expect("UTF-8")], more].concat();
-        let file = PathBuf::from(self.wrapdisk(args).ok());
-        let status: serde_json::Value = self.json(["status", file.to_str().expect("UTF-8")]);
+        self.wrapdisk(args).ok();
+        self.adopt(place)
+    }
+
+    /// A mount of this home that was made otherwise.
+    #[track_caller]
+    pub(crate) fn adopt(&self, place: &Path) -> Mount<'_> {
+        let status: serde_json::Value = self.json(["status", place.to_str().expect("UTF-8")]);
         let pid = status[0]["pid"].as_u64().and_then(|n| i32::try_from(n).ok()).expect("a pid in status");
+        let file = status[0]["file"].as_str().map(PathBuf::from).expect("a file in status");
         Mount { home: self, place: place.to_owned(), file, pid }
     }
 
