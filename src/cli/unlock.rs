@@ -125,7 +125,7 @@ pub(super) fn key(
     reason: &str,
 ) -> Result<(VolumeKey, Option<Kid>)> {
     if args.wants_passphrase() {
-        let key = by_passphrase(header, store, args).map_err(|e| on(e, path))?;
+        let key = by_passphrase(path, header, store, args)?;
         audit_recovery(context, header, reason);
         return Ok((key, None));
     }
@@ -141,7 +141,7 @@ pub(super) fn key(
     let (vault, unlocked) = context
         .existing()
         .and_then(|vault| vault.unlock(header, reason).map(|unlocked| (vault, unlocked)))
-        .map_err(|e| or_by_passphrase(on(e, path), header))?;
+        .map_err(|e| or_by_passphrase(about(path, &e), header))?;
     for warning in &unlocked.warnings {
         log::warn!("{}: {warning}", path.display());
     }
@@ -171,24 +171,19 @@ fn audit_recovery(context: &Context, header: &Header, reason: &str) {
     }
 }
 
-/// Says which disk it was about: a vault's answer names the key only.
-fn on(e: Error, path: &Path) -> Error {
-    match e.kind() {
-        ErrorKind::WrongKey | ErrorKind::Damaged => e.at(path),
-        ErrorKind::Denied | ErrorKind::Unreachable => {
-            let about = Error::new(e.kind(), e.chain()).at(path);
-            e.advice().map(str::to_owned).into_iter().fold(about, Error::hint)
-        }
-        _ => e,
-    }
+/// Says which disk it was about, and keeps what it was on: a vault's answer names its key or its file.
+fn about(path: &Path, e: &Error) -> Error {
+    let about = Error::new(e.kind(), e.chain()).at(path);
+    e.advice().map(str::to_owned).into_iter().fold(about, Error::hint)
 }
 
-fn by_passphrase(header: &Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
+fn by_passphrase(path: &Path, header: &Header, store: &FileStore, args: &UnlockArgs) -> Result<VolumeKey> {
     let mut limits = keyslot::Limits::default();
     if let Some(memory) = args.max_kdf_memory {
         limits.max_memory_kib = u32::try_from(memory.get() / 1024).unwrap_or(u32::MAX);
     }
-    let unlock = |passphrase: &[u8]| keyslot::unlock(header, store, passphrase, &limits);
+    let unlock =
+        |passphrase: &[u8]| keyslot::unlock(header, store, passphrase, &limits).map_err(|e| about(path, &e));
     let (slot, key) = match &args.passphrase_file {
         Some(file) => by_file(file, unlock)?,
         None => unlock(prompt::passphrase("Passphrase", false)?.expose())?,
@@ -197,7 +192,7 @@ fn by_passphrase(header: &Header, store: &FileStore, args: &UnlockArgs) -> Resul
     if header.is_plain() {
         log::warn!("this header carries no MAC of ours: nothing proves that it was not tampered with");
     } else {
-        for warning in header.verify(None, &key)? {
+        for warning in header.verify(None, &key).map_err(|e| about(path, &e))? {
             log::warn!("{warning}");
         }
     }

@@ -49,7 +49,9 @@ impl Access {
             let route = self.route(vault_token, reason).map(|(_, call)| (&self.vault as &dyn KeyVault, call));
             Attempt { token, wrapped: vault_token.wrapped(), route }
         });
-        keyring::unlock(header, attempts)
+        let unlocked = keyring::unlock(header, attempts)?;
+        self.known_fingerprint(header, &unlocked.key)?;
+        Ok(unlocked)
     }
 
     fn route(&self, token: &VaultToken, reason: &str) -> Result<(Set, Call)> {
@@ -80,15 +82,22 @@ impl Access {
 
     /// Against a container replaced by one whose key somebody else knows (ON-DISK section 5 c).
     fn check_fingerprint(&self, header: &Header, key: &VolumeKey) -> Result<()> {
-        let fingerprint = Header::fingerprint(key);
-        match self.sets.pinned_fingerprint(header.uuid())? {
-            Some(pinned) if pinned != fingerprint => {
-                Err(Error::new(ErrorKind::Damaged, format!("uuid {}: found another data key than at the last mount", header.uuid()))
-                    .hint("somebody may have replaced the container; if you did, forget the old one first (sets.db pins it)"))
-            }
-            Some(_) => Ok(()),
-            None => self.sets.pin(header.uuid(), fingerprint),
+        if self.known_fingerprint(header, key)? {
+            return Ok(());
         }
+        self.sets.pin(header.uuid(), Header::fingerprint(key))
+    }
+
+    /// Whether this container was seen before; an error when it had another key then.
+    fn known_fingerprint(&self, header: &Header, key: &VolumeKey) -> Result<bool> {
+        let pinned = self.sets.pinned_fingerprint(header.uuid())?;
+        if pinned.is_none_or(|pinned| pinned == Header::fingerprint(key)) {
+            return Ok(pinned.is_some());
+        }
+        let message = format!("uuid {}: found another data key than at the last mount", header.uuid());
+        Err(Error::new(ErrorKind::Damaged, message).hint(
+            "somebody may have replaced the container: get it back from a copy or backup that you trust",
+        ))
     }
 
     /// Wraps a new key for a set and adds the token.
