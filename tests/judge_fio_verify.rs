@@ -132,9 +132,14 @@ fn shapes(direct: bool) -> Vec<Fio> {
 fn every_shape_verifies(options: &[&str]) -> serde_json::Value {
     let home = Home::ready();
     home.create("vm.wd", DISK, &[]);
+    every_shape_verifies_in(&home, options)
+}
+
+#[track_caller]
+fn every_shape_verifies_in(home: &Home, options: &[&str]) -> serde_json::Value {
     let mount = home.mount("vm.wd", options);
     for fio in [true, false].into_iter().flat_map(shapes) {
-        fio.must_verify(&home, &mount);
+        fio.must_verify(home, &mount);
     }
     let status = mount.status();
     assert_eq!(status["io"]["errors"], 0, "{status}");
@@ -154,6 +159,20 @@ fn every_shape_verifies_with_a_cache_that_never_stops_evicting() {
     for counter in ["hits", "evictions"] {
         assert!(status["cache"][counter].as_u64().unwrap() > 0, "{counter}: {status}");
     }
+}
+
+/// A cache block, and what is locked, is then eight encrypted sectors.
+#[test]
+fn every_shape_verifies_in_a_container_of_cryptsetup_with_512_byte_sectors() {
+    let home = Home::ready();
+    let (disk, passphrase) = (home.text("vm.wd"), home.text("passphrase"));
+    std::fs::write(passphrase, "a passphrase").unwrap();
+    std::fs::File::create(disk).unwrap().set_len(64 * MIB).unwrap();
+    let quick = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let format =
+        ["luksFormat", "-q", "--type", "luks2", "--sector-size", "512", "--key-file", passphrase, disk];
+    finish(Command::new("cryptsetup").args(quick).args(format)).ok();
+    every_shape_verifies_in(&home, &["--passphrase-file", passphrase, "--cache-size", "1M"]);
 }
 
 #[test]
