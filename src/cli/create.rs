@@ -137,7 +137,9 @@ pub(super) fn create(
     let key = VolumeKey::generate()?;
     let mut header = Header::create(&new, &key).map_err(|e| e.at(disk))?;
     header.reserve(&store).map_err(|e| too_large(e.at(disk)))?;
-    access.add_token(&mut header, &set, &key, &format!("create {}", disk.display()))?;
+    // Absolute: who reads the audit does not know where this command was run.
+    let named = std::path::absolute(disk).unwrap_or_else(|_| disk.to_owned());
+    access.add_token(&mut header, &set, &key, &format!("create {}", named.display()))?;
 
     let store = Arc::new(LatchedStore::new(store));
     if device {
