@@ -30,6 +30,10 @@ fn subjects(key: &VolumeKey, size: SectorSize) -> Vec<Subject> {
     let mut subjects = vec![memcpy()];
     #[cfg(feature = "aws-lc")]
     subjects.extend([evp::bare(key, size), product("aws-lc", key, size, Engine::AwsLc)]);
+    #[cfg(target_arch = "x86_64")]
+    if Engine::available().contains(&Engine::Vaes) {
+        subjects.push(product("vaes", key, size, Engine::Vaes));
+    }
     subjects.extend([product("portable", key, size, Engine::RustCrypto), plain_xts_mode(key, size)]);
     subjects
 }

@@ -137,8 +137,8 @@ fn the_writer_keeps_the_text_and_counts_the_commit() {
 
 #[test]
 fn zeros_encrypt_to_what_the_document_says() {
-    for engine in Engine::ALL {
-        let cipher = XtsCipher::new(&vector_key(), SectorSize::B4096, *engine).unwrap();
+    for engine in Engine::available() {
+        let cipher = XtsCipher::new(&vector_key(), SectorSize::B4096, engine).unwrap();
         let mut sectors = vec![0; 8192];
         cipher.encrypt(Sector::ZERO, &mut sectors);
         assert_eq!(hex(&sectors[..16]), "743f61b5f3d6217f408745c90463e083");

@@ -43,6 +43,7 @@ const FORBIDDEN: [(&str, &[&str], &str); 3] = [
 const UNSAFE: [(&str, &str); 6] = [
     ("src/secret.rs", "the mapping of secret pages"),
     ("src/xts/awslc.rs", "the C interface of aws-lc"),
+    ("src/xts/vaes.rs", "AES instructions of the CPU, loads and stores of its registers"),
     ("src/store/file.rs", "system calls that nix lacks"),
     ("src/store/device.rs", "ioctls of block devices"),
     ("src/fuse/attach.rs", "the descriptor that fusermount3 sends, and a prctl that nix lacks"),

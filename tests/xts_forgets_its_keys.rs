@@ -42,7 +42,7 @@ fn exercise(cipher: &XtsCipher) {
 
 #[test]
 fn the_key_is_in_guarded_memory_while_used_and_nowhere_afterwards() {
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         for size in [SectorSize::B512, SectorSize::B4096] {
             let key = VolumeKey::generate().unwrap();
             let needles = needles("the key", key.secret().expose());

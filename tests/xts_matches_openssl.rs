@@ -107,7 +107,7 @@ fn openssl_encrypts_to_the_same_bytes() {
     let cases = cases();
     let lines: Vec<_> = cases.iter().map(|c| c.line("encrypt", c.plain64(), &c.plain)).collect();
     for (case, answer) in cases.iter().zip(openssl(&lines)) {
-        for &engine in Engine::ALL {
+        for engine in Engine::available() {
             let ours = hex(&case.encrypted(engine));
             assert!(ours == answer, "{engine}: sector {} of {} bytes", case.first, case.size.bytes());
         }
@@ -117,7 +117,7 @@ fn openssl_encrypts_to_the_same_bytes() {
 #[test]
 fn openssl_decrypts_what_we_encrypt() {
     let cases = cases();
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         let lines: Vec<_> =
             cases.iter().map(|c| c.line("decrypt", c.plain64(), &c.encrypted(engine))).collect();
         for (case, answer) in cases.iter().zip(openssl(&lines)) {
@@ -133,7 +133,7 @@ fn a_tweak_that_counts_large_sectors_is_told_apart() {
     let lines: Vec<_> = large.iter().map(|c| c.line("encrypt", 1, &c.plain)).collect();
     assert!(!lines.is_empty());
     for (case, answer) in large.iter().zip(openssl(&lines)) {
-        for &engine in Engine::ALL {
+        for engine in Engine::available() {
             assert!(hex(&case.encrypted(engine)) != answer, "{engine}: sector {}", case.first);
         }
     }

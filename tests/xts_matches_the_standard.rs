@@ -152,7 +152,7 @@ fn counting() -> Vec<u8> {
 
 #[test]
 fn every_engine_computes_the_vectors_of_ieee_1619() {
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         let cipher = cipher(&unhex(&[KEY1, KEY2].concat()), SectorSize::B512, engine);
         for v in &AES_256_VECTORS {
             let (first, want) = (Sector::new(v.data_unit).unwrap(), unhex(&v.ciphertext.concat()));
@@ -173,7 +173,7 @@ fn every_engine_computes_the_vectors_of_ieee_1619() {
 #[test]
 fn another_data_unit_or_swapped_halves_miss_the_vector() {
     let want = unhex(&AES_256_VECTORS[0].ciphertext.concat());
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         let encrypted = |halves: [&str; 2], sector: u32| {
             let mut run = counting();
             cipher(&unhex(&halves.concat()), SectorSize::B512, engine)
@@ -189,7 +189,7 @@ fn another_data_unit_or_swapped_halves_miss_the_vector() {
 #[test]
 fn zeros_become_the_bytes_of_the_format_document() {
     let key = Sha512::digest(b"wrapdisk test vector 1");
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         let mut run = vec![0; 8192];
         cipher(&key, SectorSize::B4096, engine).encrypt(Sector::ZERO, &mut run);
         assert_eq!(run[..16], unhex("743f61b5f3d6217f408745c90463e083"));
@@ -204,7 +204,7 @@ fn zeros_become_the_bytes_of_the_format_document() {
 #[test]
 fn a_large_sector_has_the_tweak_of_its_first_512_bytes_and_not_of_its_index() {
     let key = Sha512::digest(b"wrapdisk test vector 1");
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         let (mut large, mut small) = (vec![0; 4096], vec![0; 512]);
         cipher(&key, SectorSize::B4096, engine).encrypt(Sector::from(1), &mut large);
         cipher(&key, SectorSize::B512, engine).encrypt(Sector::from(8), &mut small);
@@ -232,8 +232,8 @@ fn generated_keys_differ() {
 
 #[test]
 fn every_engine_passes_its_self_test() {
-    for &engine in Engine::ALL {
+    for engine in Engine::available() {
         self_test(engine).unwrap();
     }
-    assert_eq!(Engine::best(), Engine::ALL[0]);
+    assert_eq!(Engine::best(), Engine::available()[0]);
 }

@@ -1,7 +1,8 @@
 //! AES-256-XTS (IEEE 1619-2018) over runs of sectors, with the plain64 tweak of dm-crypt (ON-DISK.md section 6).
 //!
 //! One [`XtsCipher`] serves a disk and all its threads, or a LUKS2 keyslot area (512-byte sectors from sector 0).
-//! Two engines compute the same bytes: `awslc` (fast) and `rustcrypto` (portable).
+//! Engines that compute the same bytes: `awslc` (AES-NI; wide with AVX-512), `vaes` (wide without AVX-512), and
+//! `rustcrypto` (portable).
 //!
 //! Invariants:
 //! - The tweak counts 512-byte units from the start of the segment, whatever the sector size.
@@ -15,6 +16,8 @@
 mod awslc;
 mod rustcrypto;
 mod selftest;
+#[cfg(target_arch = "x86_64")]
+mod vaes;
 
 use std::fmt;
 
@@ -71,25 +74,37 @@ fn halves(key: &Secret<64>) -> (&[u8; 32], &[u8; 32]) {
 /// Which code does the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// aws-lc through EVP: VAES where the CPU has it.
+    /// aws-lc through EVP: AES-NI, and VAES where the CPU has AVX-512.
     #[cfg(feature = "aws-lc")]
     AwsLc,
+    /// Our own, for CPUs with VAES in 256-bit registers.
+    #[cfg(target_arch = "x86_64")]
+    Vaes,
     /// The portable crate `aes`, in batches.
     RustCrypto,
 }
 
 impl Engine {
-    /// All that are compiled in, the fastest first.
-    pub const ALL: &'static [Self] = &[
-        #[cfg(feature = "aws-lc")]
-        Self::AwsLc,
-        Self::RustCrypto,
-    ];
-
-    /// The fastest one compiled in.
+    /// All that are compiled in and run on this CPU, the fastest first.
     #[must_use]
-    pub const fn best() -> Self {
-        Self::ALL[0]
+    pub fn available() -> Vec<Self> {
+        let mut engines = Vec::new();
+        #[cfg(feature = "aws-lc")]
+        engines.push(Self::AwsLc);
+        #[cfg(target_arch = "x86_64")]
+        if vaes::is_supported() {
+            // Measured: with AVX-512, aws-lc is ahead by a factor of 1.4; without, this one by 1.5.
+            let place = if vaes::has_avx512() { engines.len() } else { 0 };
+            engines.insert(place, Self::Vaes);
+        }
+        engines.push(Self::RustCrypto);
+        engines
+    }
+
+    /// The fastest one.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::available()[0]
     }
 }
 
@@ -98,6 +113,8 @@ impl fmt::Display for Engine {
         f.write_str(match self {
             #[cfg(feature = "aws-lc")]
             Self::AwsLc => "aws-lc",
+            #[cfg(target_arch = "x86_64")]
+            Self::Vaes => "vaes",
             Self::RustCrypto => "rustcrypto",
         })
     }
@@ -114,6 +131,8 @@ pub struct XtsCipher {
 enum Worker {
     #[cfg(feature = "aws-lc")]
     AwsLc(awslc::Pool),
+    #[cfg(target_arch = "x86_64")]
+    Vaes(vaes::Vaes),
     RustCrypto(rustcrypto::Portable),
 }
 
@@ -134,6 +153,8 @@ impl XtsCipher {
         let worker = match engine {
             #[cfg(feature = "aws-lc")]
             Engine::AwsLc => Worker::AwsLc(awslc::Pool::new(key)?),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Vaes => Worker::Vaes(vaes::Vaes::new(key)?),
             Engine::RustCrypto => Worker::RustCrypto(rustcrypto::Portable::new(key)),
         };
         Ok(Self { sector_size, worker })
@@ -194,6 +215,8 @@ impl XtsCipher {
         match &self.worker {
             #[cfg(feature = "aws-lc")]
             Worker::AwsLc(pool) => pool.crypt(direction, tweaks, from, run),
+            #[cfg(target_arch = "x86_64")]
+            Worker::Vaes(wide) => wide.crypt(direction, tweaks, from, run),
             Worker::RustCrypto(portable) => portable.crypt(direction, tweaks, from, run),
         }
     }
