@@ -239,7 +239,7 @@ fn status_source(
 /// For the mount helper: is exactly this mounted already?
 pub(super) fn is_mounted(context: &Context, disk: &Path, place: &Path) -> bool {
     let (Ok(disk), Ok(place)) = (context.container(disk), mountpoint::resolve(place)) else { return false };
-    let same = |m: &MountStatus| m.disk == disk && m.mountpoint == place;
+    let same = |m: &MountStatus| m.disk == disk && m.mountpoint == place && unlock::is_there(m);
     context.mounts().is_ok_and(|mounts| mounts.iter().any(same))
 }
 

@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::context::{self, Context};
 use super::prompt;
 use crate::cache::BlockCache;
+use crate::control::MountStatus;
 use crate::disk::PlainDisk;
 use crate::envelope::Kid;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fuse::mountpoint;
 use crate::luks2::{Header, Holes, Kind, keyslot};
 use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore};
 use crate::units::ByteLen;
@@ -49,19 +52,57 @@ pub(super) struct Opened {
     pub(super) kid: Option<Kid>,
 }
 
+/// How long a daemon whose mount is gone may take for its last sync.
+const LAST_SYNC: Duration = Duration::from_secs(10);
+
+/// And from there, when it answers no more, to its end.
+const LAST_BREATH: Duration = Duration::from_millis(200);
+
 /// Locks a container, or whatever is there. On a busy one, says who has it.
 pub(super) fn lock(context: &Context, path: &Path, access: StoreAccess) -> Result<FileStore> {
-    FileStore::open(path, access).map_err(|e| name_the_holder(context, path, e))
+    let start = Instant::now();
+    let mut seen_ending = false;
+    loop {
+        let busy = match FileStore::open(path, access) {
+            Err(e) if e.kind() == ErrorKind::Busy => e,
+            done => return done,
+        };
+        let mount = context.mount_of(path).ok().flatten();
+        // umount(8) does not wait for the daemon, so whoever mounts again at once meets its last moments.
+        seen_ending |= mount.as_ref().is_some_and(is_ending);
+        let still = mount.as_ref().is_none_or(is_ending);
+        let patience = if seen_ending { LAST_SYNC } else { LAST_BREATH };
+        if !still || start.elapsed() > patience {
+            return Err(name_the_holder(path, mount.as_ref(), busy));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Is the mount gone already, and only the daemon is not? One in another mount namespace cannot be seen from here; which one
+/// a daemon is in cannot be read of one that is ending, nor by an ordinary user.
+fn is_ending(mount: &MountStatus) -> bool {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let elsewhere = namespace(&mount.pid.to_string()).is_some_and(|theirs| namespace("self") != Some(theirs));
+    !elsewhere && !is_there(mount)
+}
+
+/// Does the kernel have this mount? A daemon still answers for a moment after it was unmounted.
+pub(super) fn is_there(mount: &MountStatus) -> bool {
+    mountpoint::mounted_at(&mount.mountpoint).ok().flatten().is_some_and(|m| m.fs_type == mountpoint::FS_TYPE)
 }
 
 /// Locks a container and reads its header.
 pub(super) fn load(context: &Context, path: &Path, access: StoreAccess) -> Result<(FileStore, Header)> {
-    let store = lock(context, path, access)?;
+    read(lock(context, path, access)?, path)
+}
+
+fn read(store: FileStore, path: &Path) -> Result<(FileStore, Header)> {
     let header = Header::load(&store).map_err(|e| e.at(path))?;
     for warning in header.warnings() {
         log::warn!("{}: {warning}", path.display());
     }
-    if access == StoreAccess::ReadWrite {
+    if store.access() == StoreAccess::ReadWrite {
         header.repair_copies(&store).map_err(|e| e.at(path))?;
     }
     Ok((store, header))
@@ -70,29 +111,21 @@ pub(super) fn load(context: &Context, path: &Path, access: StoreAccess) -> Resul
 /// Reads a header beside its owner: a live mount of ours holds the lock, and two copies with checksums make reading
 /// without it safe (a commit in progress leaves one of them whole at every moment).
 pub(super) fn load_shared(context: &Context, path: &Path) -> Result<(FileStore, Header)> {
-    match load(context, path, StoreAccess::ReadOnly) {
-        Err(e) if e.kind() == ErrorKind::Busy && context.mount_of(path)?.is_some() => {
-            let store = FileStore::peek(path)?;
-            let header = Header::load(&store).map_err(|e| e.at(path))?;
-            Ok((store, header))
-        }
-        other => other,
+    match FileStore::open(path, StoreAccess::ReadOnly) {
+        Err(busy) if busy.kind() == ErrorKind::Busy => match context.mount_of(path)? {
+            Some(_) => read(FileStore::peek(path)?, path),
+            None => Err(busy),
+        },
+        store => read(store?, path),
     }
 }
 
-fn name_the_holder(context: &Context, path: &Path, e: Error) -> Error {
-    if e.kind() != ErrorKind::Busy {
-        return e;
-    }
-    match context.mount_of(path) {
-        Ok(Some(mount)) => Error::new(
-            ErrorKind::Busy,
-            format!("in use: mounted at {} by process {}", mount.mountpoint.display(), mount.pid),
-        )
+fn name_the_holder(path: &Path, mount: Option<&MountStatus>, busy: Error) -> Error {
+    let Some(mount) = mount else { return busy };
+    let place = mount.mountpoint.display();
+    Error::new(ErrorKind::Busy, format!("in use: mounted at {place} by process {}", mount.pid))
         .at(path)
-        .hint(format!("unmount it first: wrapdisk umount {}", mount.mountpoint.display())),
-        _ => e,
-    }
+        .hint(format!("unmount it first: wrapdisk umount {place}"))
 }
 
 /// Locks, loads and unlocks.

@@ -5,6 +5,7 @@
 //!
 //! Must never see: keys, headers, FUSE requests. Requests are hostile input: bounded in length and time.
 
+use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -216,7 +217,9 @@ fn ask(socket: &Path) -> Result<MountStatus> {
         .map_err(|e| Error::new(ErrorKind::Other, "encode").caused_by(e))?;
     peer.write_all(format!("{ask}\n").as_bytes()).io_at("control socket", socket)?;
     let mut line = String::new();
-    BufReader::new(peer.take(MAX_LINE)).read_line(&mut line).io_at("control socket", socket)?;
+    if BufReader::new(peer.take(MAX_LINE)).read_line(&mut line).io_at("control socket", socket)? == 0 {
+        return Err(Error::io("control socket", ConnectionReset.into()).at(socket));
+    }
     serde_json::from_str(&line)
         .map_err(|e| Error::new(ErrorKind::Other, "control socket: strange answer").at(socket).caused_by(e))
 }
@@ -235,20 +238,19 @@ pub fn live_mounts(dirs: &Dirs) -> Result<Vec<MountStatus>> {
     for socket in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "sock")) {
         match ask(&socket) {
             Ok(status) => found.push(status),
-            Err(e) if connection_refused(&e) => {
-                let _ = std::fs::remove_file(&socket);
-            }
-            // Unmounted while we looked.
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => log::warn!("{}", e.chain()),
+            Err(e) => match io_kind(&e) {
+                Some(ConnectionRefused) => drop(std::fs::remove_file(&socket)),
+                // It ended while we looked.
+                Some(NotFound | ConnectionReset | BrokenPipe) => {}
+                _ => log::warn!("{}", e.chain()),
+            },
         }
     }
     found.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
     Ok(found)
 }
 
-fn connection_refused(e: &Error) -> bool {
-    std::error::Error::source(e)
-        .and_then(|s| s.downcast_ref::<std::io::Error>())
-        .is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionRefused)
+fn io_kind(e: &Error) -> Option<std::io::ErrorKind> {
+    let io = std::error::Error::source(e)?.downcast_ref::<std::io::Error>()?;
+    Some(io.kind())
 }
