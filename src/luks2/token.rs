@@ -7,6 +7,7 @@ use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use super::fields::{Fields, encode_base64};
@@ -166,13 +167,13 @@ impl VaultToken {
     ) -> Result<Self> {
         check_set(set).map_err(|()| damaged("set", quoted(set), "1 to 128 of [A-Za-z0-9._/-]"))?;
         let mut token = Self { traits, set: set.to_owned(), wrapped, mac: [0; 32] };
-        token.mac = scope.mac(&token, key)?.finalize().into_bytes().into();
+        token.mac = scope.mac(&token, key)?;
         Ok(token)
     }
 
     /// Constant-time comparison with what the key says.
     pub(super) fn mac_is_good(&self, scope: &Scope<'_>, key: &VolumeKey) -> Result<bool> {
-        Ok(scope.mac(self, key)?.verify_slice(&self.mac).is_ok())
+        Ok(scope.mac(self, key)?.ct_eq(&self.mac).into())
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -244,13 +245,13 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    fn mac(&self, token: &VaultToken, key: &VolumeKey) -> Result<Hmac<Sha256>> {
+    fn mac(&self, token: &VaultToken, key: &VolumeKey) -> Result<[u8; 32]> {
         let mac_key = derive::<32>(key, b"wrapdisk luks2 header v1")?;
         Ok(scrubbed(|| {
             let mut mac =
                 <Hmac<Sha256> as KeyInit>::new_from_slice(mac_key.expose()).expect("HMAC takes any key");
             mac.update(self.message(token).as_bytes());
-            mac
+            mac.finalize().into_bytes().into()
         }))
     }
 
