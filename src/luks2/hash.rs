@@ -49,12 +49,13 @@ impl Hash {
     pub(super) fn replace(self, number: u32, chunk: &mut [u8]) {
         let number = number.to_be_bytes();
         match self {
-            Self::Sha256 => {
-                chunk.copy_from_slice(&Sha256::new().chain_update(number).chain_update(&*chunk).finalize())
-            }
-            Self::Sha512 => {
-                chunk.copy_from_slice(&Sha512::new().chain_update(number).chain_update(&*chunk).finalize())
-            }
+            Self::Sha256 => hash_of::<Sha256>(number, chunk),
+            Self::Sha512 => hash_of::<Sha512>(number, chunk),
         }
     }
+}
+
+fn hash_of<H: Digest>(number: [u8; 4], chunk: &mut [u8]) {
+    let hash = H::new().chain_update(number).chain_update(&*chunk).finalize();
+    chunk.copy_from_slice(&hash);
 }
