@@ -94,7 +94,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64), hide_short_help = true)]
     pub(super) threads: Option<u8>,
 
-    /// Largest request, 64K to 1M [default: 256K]
+    /// Largest request, 64K to 1M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = parse_request, hide_short_help = true)]
     pub(super) max_request: Option<u32>,
 }
