@@ -14,6 +14,7 @@ Examples:
   source <(wrapdisk completion bash)
   wrapdisk completion fish > ~/.config/fish/completions/wrapdisk.fish")]
 pub(super) struct CompletionArgs {
+    /// For this shell
     shell: Shell,
 }
 

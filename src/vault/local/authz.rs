@@ -160,7 +160,7 @@ impl Caller {
                 "the vault knows no such identity: use the vault the set was made with, or assign another set"
             }
             Some(known) if !known.enabled => "the identity is disabled",
-            Some(_) => "grant it, for a set: wrapdisk grant --set NAME",
+            Some(_) => "its grant is missing: restore vault.db from your backup, or use the set that the key belongs to",
         }
     }
 
