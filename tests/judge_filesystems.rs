@@ -396,7 +396,10 @@ fn synced_files_outlive_the_daemon(fs: &Fs, files: usize) {
     });
     let last = last.filter(|last| *last >= files).expect("files that were synced");
     first.wait_for_end();
-    drop((mounted, disk, first));
+    // Not lazily: the same file system must not be there twice.
+    mounted.unmount();
+    disk.detach();
+    drop(first);
 
     let second = home.mount("vm.wd", &[]);
     let disk = device(&second, "512");

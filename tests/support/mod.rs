@@ -247,11 +247,25 @@ impl Loop {
         let file = file.to_str().expect("temporary paths are UTF-8");
         Self(run("losetup", [&["--find", "--show", "--direct-io=on"], more, &[file]].concat()))
     }
+
+    /// Waits until nothing is left of it: detaching alone ends with the device's last user.
+    #[track_caller]
+    pub(crate) fn detach(mut self) {
+        // Not detached a second time: by then the name may be another test's.
+        let device = std::mem::take(&mut self.0);
+        let name = Path::new(&device).file_name().expect("a device has a name");
+        let backing = || std::fs::read(Path::new("/sys/block").join(name).join("loop/backing_file")).ok();
+        let ours = backing();
+        run("losetup", ["-d", &device]);
+        eventually("detach", || (ours.is_none() || backing() != ours).then_some(()));
+    }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = finish(Command::new("losetup").arg("-d").arg(&self.0));
+        if !self.0.is_empty() {
+            let _ = finish(Command::new("losetup").arg("-d").arg(&self.0));
+        }
     }
 }
 
@@ -267,10 +281,15 @@ impl Mounted {
         Self(place.to_owned())
     }
 
-    /// Unmounts, which must not fail.
+    /// Unmounts, as soon as nobody uses it.
     #[track_caller]
     pub(crate) fn unmount(self) {
-        run("umount", [&self.0]);
+        // A program that another test starts holds copies of open files between its fork and its exec.
+        eventually("unmount", || {
+            let done = finish(Command::new("umount").arg(&self.0));
+            assert!(done.status.success() || done.err.contains("busy"), "{}", done.err);
+            done.status.success().then_some(())
+        });
     }
 
     /// Everything on its way to the device.
