@@ -10,7 +10,7 @@ use super::unlock::{self, Opened, UnlockArgs};
 use super::{create, output, size, usage};
 use crate::control::{MountStatus, Server, json_path};
 use crate::disk::PlainDisk;
-use crate::error::{IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::store::Access as StoreAccess;
 use crate::units::ByteLen;
@@ -121,10 +121,17 @@ pub(super) fn run(context: &Context, args: &Args, argv: &[OsString]) -> Result<u
 }
 
 fn serve(context: &Context, args: &Args) -> Result<()> {
-    if let Some(size) = args.create {
-        make_missing(context, args, size)?;
-    }
+    let made_folder = args.create.is_some() && make_missing_folder(&args.mountpoint)?;
     let (mountpoint, layout) = mountpoint::prepare(&args.mountpoint, args.nonempty)?;
+    keep_in_sight(context, &mountpoint)?;
+    if let Some(size) = args.create.filter(|_| !args.disk.exists())
+        && let Err(e) = create::create(context, &args.disk, size, &args.new, false)
+    {
+        if made_folder {
+            let _ = std::fs::remove_dir(&args.mountpoint);
+        }
+        return Err(e);
+    }
     let path = context.container(&args.disk)?;
     let access = if args.read_only { StoreAccess::ReadOnly } else { StoreAccess::ReadWrite };
     let opened = unlock::open(
@@ -189,17 +196,29 @@ fn notify_systemd() -> Result<()> {
     sent.map(|_| ()).io_at("notify systemd at", Path::new(&socket))
 }
 
-fn make_missing(context: &Context, args: &Args, size: ByteLen) -> Result<()> {
-    if !args.disk.exists() {
-        create::create(context, &args.disk, size, &args.new, false)?;
-    }
+/// True when it was missing.
+fn make_missing_folder(place: &Path) -> Result<bool> {
     // exists() follows the dead mount's error too: only a name that is free is made.
-    match std::fs::symlink_metadata(&args.mountpoint) {
+    match std::fs::symlink_metadata(place) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::create_dir(&args.mountpoint).io_at("make the mountpoint", &args.mountpoint)
+            std::fs::create_dir(place).io_at("make the mountpoint", place).map(|()| true)
         }
-        _ => Ok(()),
+        _ => Ok(false),
     }
+}
+
+/// A mount over our own folders would hide its control socket; making that would even wait for the mount to answer.
+fn keep_in_sight(context: &Context, mountpoint: &Path) -> Result<()> {
+    for dir in [&context.dirs.run, &context.dirs.state] {
+        let real = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
+        if real.is_some_and(|real| real.starts_with(mountpoint)) {
+            let what = format!("mountpoint: a mount here would hide {}, which wrapdisk needs", dir.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what)
+                .at(mountpoint)
+                .hint("choose another place"));
+        }
+    }
+    Ok(())
 }
 
 fn status_source(

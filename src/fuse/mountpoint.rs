@@ -112,6 +112,10 @@ pub fn prepare(path: &Path, allow_nonempty: bool) -> Result<(PathBuf, Layout)> {
         }
         _ => e,
     })?;
+    if real.as_os_str().as_encoded_bytes().contains(&b'\n') {
+        let what = "mountpoint: found a newline in the path, which ends what mount prints";
+        return Err(Error::new(ErrorKind::InvalidInput, what).at(path));
+    }
     while let Some(found) = mounted_at(&real)? {
         // statfs always asks the daemon; stat may be answered from the kernel's cache of a dead one. Only of ours: another
         // may hang on a server that is away.
@@ -129,6 +133,12 @@ pub fn prepare(path: &Path, allow_nonempty: bool) -> Result<(PathBuf, Layout)> {
         return Err(Error::new(ErrorKind::Busy, format!("mountpoint: {what}"))
             .at(path)
             .hint("choose another place, or umount it first"));
+    }
+    if let Some(around) = mounts()?.into_iter().rev().find(|m| real.starts_with(&m.mountpoint))
+        && around.fs_type == FS_TYPE
+    {
+        let what = format!("mountpoint: this is the plaintext of {}, which is mounted", around.source);
+        return Err(Error::new(ErrorKind::Busy, what).at(path).hint("choose another place"));
     }
     let meta = std::fs::metadata(&real).io_at("mountpoint", path)?;
     if meta.is_file() {
