@@ -6,8 +6,10 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 /// The program under test.
@@ -48,8 +50,19 @@ impl Done {
 /// Runs a command to its end with nothing on standard input.
 #[track_caller]
 pub(crate) fn finish(command: &mut Command) -> Done {
-    let done = command.stdin(Stdio::null()).output();
-    let done = done.unwrap_or_else(|e| panic!("{:?} must be installed: {e}", command.get_program()));
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.unwrap_or_else(|e| panic!("{:?} must be installed: {e}", command.get_program()));
+    let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
+    let (ended, hung) = std::sync::mpsc::channel::<()>();
+    // A program that waits for ever must not hang the tests: it is killed, and what it said is shown.
+    let watchdog = std::thread::spawn(move || {
+        if hung.recv_timeout(5 * PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+        }
+    });
+    let done = child.wait_with_output().expect("wait");
+    drop(ended);
+    watchdog.join().expect("the watchdog");
     Done {
         status: done.status,
         out: String::from_utf8_lossy(&done.stdout).into_owned(),
@@ -90,14 +103,10 @@ impl Home {
     /// With a vault, a key and the set "default": a copy of one that is made once for each test program, because making an
     /// RSA key takes seconds.
     pub(crate) fn ready() -> Self {
-        static TEMPLATE: OnceLock<Home> = OnceLock::new();
-        let template = TEMPLATE.get_or_init(|| {
-            let home = Self::new();
-            home.create("first.wd", "512", &[]);
-            home
-        });
+        static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+        let template = TEMPLATE.get_or_init(template);
         let home = Self::new();
-        run("cp", [OsStr::new("-a"), template.path("home").as_os_str(), home.path("home").as_os_str()]);
+        run("cp", [OsStr::new("-a"), template.as_os_str(), home.path("home").as_os_str()]);
         home
     }
 
@@ -169,6 +178,23 @@ impl Home {
         let out = self.wrapdisk(args.into_iter().chain(["--output", "json"])).ok();
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
     }
+}
+
+/// A home in the build folder, because nobody drops a static: the next test program removes what this one leaves.
+fn template() -> PathBuf {
+    let shelf = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(shelf).expect("cargo's folder for tests").flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix("home-")?.parse().ok());
+        if pid.is_some_and(|pid| !is_alive(pid)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    let home = Home::new();
+    home.create("first.wd", "512", &[]);
+    let kept = shelf.join(format!("home-{}", std::process::id()));
+    run("cp", [OsStr::new("-a"), home.path("home").as_os_str(), kept.as_os_str()]);
+    kept
 }
 
 impl Drop for Home {
