@@ -168,7 +168,7 @@ impl Binary {
 
 /// What a binary header says of the size of its copy, if it may be.
 pub(super) fn size_of(bytes: &[u8]) -> Option<usize> {
-    let size = u64_at(bytes, HDR_SIZE);
+    let size = u64::from_be_bytes(bytes.get(HDR_SIZE)?.try_into().ok()?);
     SIZES.contains(&size).then(|| usize::try_from(size).expect("at most 128 KiB"))
 }
 

@@ -14,20 +14,24 @@ use crate::units::{ByteLen, ByteOffset, Extent};
 
 /// Longer than any data segment that a header may ask for by chance.
 const LONG: u64 = 1 << 40;
+/// Bytes of a binary header that mean something.
+const FIELDS: usize = 512;
+/// Of one copy.
+const SMALLEST: usize = 16384;
 
-/// `t`: the rest is the text of a JSON area. `c`: the rest is a primary copy, whose checksum is made good here, and what
-/// follows it. Anything else: the rest is a whole file, as it is.
+/// `t`: the rest is the text of a JSON area. `f`: 512 bytes of the primary's fields, 512 of the secondary's, and the text of
+/// both. Anything else: the rest is a whole file, as it is. Returns whether it was accepted.
 ///
 /// # Panics
 /// When a header that was read cannot be written and read again as what it was: a bug.
-pub fn fuzz_load(input: &[u8]) {
-    let Some((mode, rest)) = input.split_first() else { return };
+pub fn fuzz_load(input: &[u8]) -> bool {
+    let Some((mode, rest)) = input.split_first() else { return false };
     let store = match mode {
         b't' => of_text(rest),
-        b'c' => of_copy(rest.to_vec()),
+        b'f' => of_fields(rest),
         _ => Sparse::new(rest.to_vec(), rest.len() as u64),
     };
-    let Ok(mut header) = Header::load(&store) else { return };
+    let Ok(mut header) = Header::load(&store) else { return false };
     let shown = header.dump_json();
     assert!(shown.is_ascii());
     assert!(header.keyslots().len() <= 32 && header.tokens().count() <= 8);
@@ -42,6 +46,7 @@ pub fn fuzz_load(input: &[u8]) {
             assert_eq!(again.warnings(), [""; 0]);
         }
     }
+    true
 }
 
 /// The text with a good binary header before it, of the size that is just large enough.
@@ -58,12 +63,23 @@ fn of_text(text: &[u8]) -> Sparse {
     Sparse::new(binary.build(Which::Primary, text).expect("it fits, and there is a random generator"), LONG)
 }
 
-fn of_copy(mut bytes: Vec<u8>) -> Sparse {
-    bytes.resize(bytes.len().max(BINARY_SIZE), 0);
-    if let Some(size) = binary::size_of(&bytes) {
-        bytes.resize(bytes.len().max(size), 0);
-        binary::put_checksum(&mut bytes[..size]);
-    }
+/// The two copies around one text, each with a good checksum, wherever their fields say that they lie.
+fn of_fields(rest: &[u8]) -> Sparse {
+    let (primary, rest) = rest.split_at(rest.len().min(FIELDS));
+    let (secondary, text) = rest.split_at(rest.len().min(FIELDS));
+    let size = |fields: &[u8]| binary::size_of(fields).unwrap_or(SMALLEST);
+    let (first, place) = (size(primary), size(secondary));
+    let mut bytes = vec![0; first.max(2 * place)];
+    let mut lay = |fields: &[u8], at: usize, size: usize| {
+        let room = text.len().min(size - BINARY_SIZE);
+        bytes[at..][..fields.len()].copy_from_slice(fields);
+        bytes[at + BINARY_SIZE..][..room].copy_from_slice(&text[..room]);
+    };
+    lay(primary, 0, first);
+    lay(secondary, place, place);
+    // Of different sizes, the second lies in the first: so that one's checksum comes last.
+    binary::put_checksum(&mut bytes[place..2 * place]);
+    binary::put_checksum(&mut bytes[..first]);
     Sparse::new(bytes, LONG)
 }
 
