@@ -48,13 +48,11 @@ pub(super) struct Attached {
 /// # Errors
 /// `NotFound` without /dev/fuse or fusermount3, `PermissionDenied`, `Busy`.
 pub(super) fn attach(wanted: &Wanted) -> Result<(Attached, OwnedFd)> {
-    let fuse = match open_device()? {
-        Some(device) => match by_system_call(wanted, &device) {
-            Ok(()) => device.into(),
-            Err(nix::Error::EPERM) => by_helper(wanted)?,
-            Err(e) => return Err(Error::io("mount", e.into()).at(&wanted.mountpoint)),
-        },
-        None => by_helper(wanted)?,
+    let device = open_device()?;
+    let fuse = match by_system_call(wanted, &device) {
+        Ok(()) => device.into(),
+        Err(nix::Error::EPERM) => by_helper(wanted)?,
+        Err(e) => return Err(Error::io("mount", e.into()).at(&wanted.mountpoint)),
     };
     let mountpoint = wanted.mountpoint.clone();
     let found = mountpoint::mounted_at(&mountpoint)?;
@@ -90,8 +88,7 @@ impl Drop for Attached {
     }
 }
 
-/// `None` where this user may not open it: fusermount3 may.
-fn open_device() -> Result<Option<File>> {
+fn open_device() -> Result<File> {
     let missing = |found: &str| {
         Error::new(ErrorKind::NotFound, found)
             .at(DEVICE)
@@ -101,7 +98,10 @@ fn open_device() -> Result<Option<File>> {
         Ok(file) => file,
         Err(e) => match e.raw_os_error() {
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => return Err(missing("not found")),
-            Some(libc::EACCES) if !nix::unistd::geteuid().is_root() => return Ok(None),
+            Some(libc::EACCES) => {
+                let error = Error::io("open", e).at(DEVICE);
+                return Err(error.hint("the user needs read and write permission on /dev/fuse"));
+            }
             _ => {
                 let error = Error::io("open", e).at(DEVICE);
                 return Err(error.hint("in a container, pass --device /dev/fuse"));
@@ -111,7 +111,7 @@ fn open_device() -> Result<Option<File>> {
     let meta = file.metadata().io_at("look at", DEVICE)?;
     let number = (nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()));
     if meta.file_type().is_char_device() && number == DEVICE_NUMBER {
-        Ok(Some(file))
+        Ok(file)
     } else {
         Err(missing("found something else, allowed the character device 10:229"))
     }
@@ -158,6 +158,7 @@ fn by_helper(wanted: &Wanted) -> Result<OwnedFd> {
     command.args(["-o", &options, "--"]).arg(&wanted.mountpoint);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| {
         Error::io("run fusermount3", e)
+            .at(&wanted.mountpoint)
             .hint("an ordinary user mounts through fusermount3: install the package fuse3")
     })?;
     drop(command); // it holds the other end of the socket
@@ -205,6 +206,8 @@ fn refused(mountpoint: &Path, said: &str) -> Error {
         error.hint("--allow-other needs the line user_allow_other in /etc/fuse.conf")
     } else if has(&["no write access", "not owned"]) {
         error.hint("an ordinary user can mount only on a folder or file that is theirs to write")
+    } else if has(&["not permitted"]) {
+        error.hint("mounting needs the right CAP_SYS_ADMIN: in a container, pass --cap-add SYS_ADMIN")
     } else {
         error
     }
