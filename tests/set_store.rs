@@ -4,9 +4,10 @@
 use serde_json::json;
 use tempfile::TempDir;
 use uuid::Uuid;
+use wrapdisk::dirs::Dirs;
 use wrapdisk::envelope::Kid;
 use wrapdisk::error::ErrorKind;
-use wrapdisk::set::{MAX_NAME, NewSet, SetStore};
+use wrapdisk::set::{MAX_NAME, NewSet, SetStore, first_use};
 
 const VERSION: &str = "0123456789abcdef0123456789abcdef";
 
@@ -152,4 +153,15 @@ fn the_json_has_the_shape_of_set_show() {
     expected["properties"]["rotationToLatestKeyVersionEnabled"] = json!(false);
     expected["properties"]["keyReference"] = json!(follows.active.as_str());
     assert_eq!(pinned.to_json(), expected);
+}
+
+#[test]
+fn a_set_named_default_in_any_case_is_the_default_set() {
+    let home = tempfile::tempdir().unwrap();
+    let dirs = Dirs::under(home.path());
+    let theirs = SetStore::open(&dirs.state).unwrap().create(&new_set("Default")).unwrap();
+    // Names have no case: making "default" as well would fail, now and at every later use.
+    let (access, made) = first_use::ensure(&dirs).unwrap();
+    assert!(made.is_none());
+    assert_eq!(access.sets.by_name(first_use::DEFAULT_SET).unwrap(), theirs);
 }

@@ -117,6 +117,7 @@ fn a_head_kept_elsewhere_finds_an_older_file_put_back() {
     let db = dir.path().join("vault.db");
     let copy = dir.path().join("old");
     Connection::open(&db).unwrap().execute("VACUUM INTO ?1", params![copy.to_str().unwrap()]).unwrap();
+    std::fs::set_permissions(&copy, std::fs::metadata(&db).unwrap().permissions()).unwrap();
     vault.create_identity("later", IdentityKind::User, &vault.admin("x")).unwrap();
     let kept = vault.verify_audit().unwrap();
     vault.create_identity("last", IdentityKind::User, &vault.admin("x")).unwrap();

@@ -105,6 +105,21 @@ fn a_root_key_that_others_could_read_is_refused() {
 }
 
 #[test]
+fn a_database_that_others_can_reach_is_refused() {
+    let (dir, vault, wrapped) = vault();
+    let path = dir.path().join("vault.db");
+    for mode in [0o644, 0o620, 0o602, 0o666] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let e = LocalVault::open(dir.path()).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::PermissionDenied);
+        assert!(e.to_string().ends_with(&format!("the vault: found mode {mode:04o}, allowed 0600")), "{e:?}");
+        assert!(e.advice().unwrap().ends_with(&format!("chmod 600 '{}'", path.display())), "{e:?}");
+    }
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(LocalVault::open(dir.path()).unwrap().unwrap(&wrapped, &vault.admin("x")).is_ok());
+}
+
+#[test]
 fn a_root_key_that_is_not_the_one_of_the_database_is_refused() {
     let (dir, vault, wrapped) = vault();
     let root = dir.path().join("root.key");

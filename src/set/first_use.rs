@@ -36,7 +36,8 @@ pub struct FirstUse {
 pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
     Dirs::ensure(&dirs.state)?;
     let vault = match LocalVault::open(&dirs.state) {
-        Err(e) if e.kind() == ErrorKind::NotFound && !LocalVault::exists(&dirs.state) => {
+        // Not asked once more whether it is there: another process may be finishing it.
+        Err(e) if e.kind() == ErrorKind::NotFound => {
             match LocalVault::init(&dirs.state, DEFAULT_SET) {
                 // Another process was faster; or a root key lies here alone, which only the first error says.
                 Err(e) if e.kind() == ErrorKind::Exists && LocalVault::exists(&dirs.state) => {
@@ -62,7 +63,7 @@ pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
 }
 
 fn has_default(access: &Access) -> Result<bool> {
-    Ok(access.sets.list()?.iter().any(|s| s.name == DEFAULT_SET))
+    Ok(access.sets.list()?.iter().any(|s| s.name.eq_ignore_ascii_case(DEFAULT_SET)))
 }
 
 /// Waits for the folder's lock, which the vault takes as well while it is made; given back on drop.

@@ -41,14 +41,16 @@ impl Db {
     /// Opens an existing database.
     ///
     /// # Errors
-    /// `NotFound`, `Unsupported` (newer schema), `Damaged` (not a vault), `Unreachable` (busy, I/O).
+    /// `NotFound`, `PermissionDenied` (others can reach it), `Unsupported` (newer schema), `Damaged` (not a vault),
+    /// `Unreachable` (busy, I/O).
     pub(super) fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(DATABASE);
         let meta = std::fs::metadata(&path).map_err(|e| {
-            Error::io("open the vault", e)
-                .at(&path)
-                .hint("restore it from your backup; where there was none, the first `wrapdisk create` makes one")
+            Error::io("open the vault", e).at(&path).hint(
+                "restore it from your backup; where there was none, the first `wrapdisk create` makes one",
+            )
         })?;
+        check_private(&meta, &path)?;
         let mut conn = connect(&path)?;
         check_kind(&conn).map_err(|e| e.at(&path))?;
         migrate(&mut conn).map_err(|e| e.at(&path))?;
@@ -114,8 +116,10 @@ pub(super) fn create(dir: &Path, fill: impl FnOnce(&mut Connection, &RootKey) ->
     let mut conn = connect(&unfinished)?;
     migrate(&mut conn)?;
     fill(&mut conn, &key)?;
-    // The last connection folds the WAL into the file and removes it, so that one rename moves everything.
+    // Everything into the one file that is renamed. Closing would do it as well, but says nothing when the disk is full.
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(|e| sql(&e).at(&unfinished))?;
     conn.close().map_err(|(_, e)| sql(&e).at(&unfinished))?;
+    sync(&folder, dir)?; // so are the names of root.key and of the file
     std::fs::rename(&unfinished, &database).io_at("finish the vault", &database)?;
     sync(&folder, dir)
 }
@@ -157,6 +161,17 @@ fn connect(path: &Path) -> Result<Connection> {
         .hint("keep the vault on a local file system"));
     }
     Ok(conn)
+}
+
+/// The file's mode is the authentication: who can write here can enable any key for anybody.
+fn check_private(meta: &std::fs::Metadata, path: &Path) -> Result<()> {
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::PermissionDenied, format!("the vault: found mode {mode:04o}, allowed 0600"))
+        .at(path)
+        .hint(format!("check who could have changed it, then: chmod 600 '{}'", path.display())))
 }
 
 fn check_kind(conn: &Connection) -> Result<()> {

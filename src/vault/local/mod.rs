@@ -83,7 +83,7 @@ impl LocalVault {
     /// Opens a vault.
     ///
     /// # Errors
-    /// `NotFound`; `PermissionDenied` (root key readable by others); `Unsupported` (newer schema); `Damaged` (not a vault,
+    /// `NotFound`; `PermissionDenied` (database or root key open to others); `Unsupported` (newer schema); `Damaged` (not a vault,
     /// or not its root key); `Unreachable` (busy).
     pub fn open(dir: &Path) -> Result<Self> {
         // Absolute: a mount changes its working directory.
