@@ -37,7 +37,8 @@ const SECTOR: SectorSize = SectorSize::B4096;
 /// Straight from the file into guarded memory.
 fn cipher(key: &Path) -> XtsCipher {
     let secret = Secret::try_from_fn(|bytes| {
-        File::open(key).and_then(|mut file| file.read_exact(bytes)).unwrap();
+        let read = File::open(key).and_then(|mut file| file.read_exact(bytes));
+        read.unwrap_or_else(|e| panic!("{}: {e}", key.display()));
         Ok(())
     });
     XtsCipher::new(&VolumeKey::new(secret.unwrap()).unwrap(), SECTOR, Engine::best()).unwrap()
