@@ -373,7 +373,7 @@ impl PlainDisk {
         ByteOffset::new(at.saturating_since(self.volume.layout().offset).get()).expect("shorter than it was")
     }
 
-    /// Bytes of storage behind the disk, for `st_blocks`: the store's, without the header.
+    /// Bytes of storage behind the disk, for `st_blocks`: all that the store takes, its header too, up to the disk's length.
     ///
     /// # Errors
     /// `Io`.
