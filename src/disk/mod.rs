@@ -8,7 +8,7 @@
 //! 2. After [`PlainDisk::fence`] returned, no I/O is served and no plaintext or key of this disk is left in its memory.
 //! 3. A failed write drops what it touched from the cache: nobody knows what the store holds then.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::{BLOCK, BlockCache, BlockIndex, CacheStats};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,8 +67,10 @@ pub struct PlainDisk {
     cache: Option<BlockCache>,
     read_only: bool,
     buffers: buffers::Buffers,
-    // Something was written since the last sync: close(2) of a file nobody wrote to costs no sync.
-    dirty: AtomicBool,
+    // Changes that came back from the store, and how many of them a finished sync covers: close(2) of a file nobody wrote
+    // to costs no sync.
+    changes: AtomicU64,
+    synced: AtomicU64,
     counters: Counters,
 }
 
@@ -81,7 +83,8 @@ impl PlainDisk {
             cache,
             read_only,
             buffers: buffers::Buffers::default(),
-            dirty: AtomicBool::new(false),
+            changes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             counters: Counters::default(),
         }
     }
@@ -245,8 +248,9 @@ impl PlainDisk {
         }
         let guard = self.volume.lock_exclusive(extent)?;
         let ticket = self.volume.gate().enter()?;
-        self.dirty.store(true, Ordering::Release);
         let written = self.volume.write(ticket, &guard, offset, data);
+        // Also of a failed one, which may have changed something. After it, or a sync in between would count it as covered.
+        self.changes.fetch_add(1, Ordering::AcqRel);
         let Some(cache) = &self.cache else { return written };
         match written {
             Ok(()) => self.volume.gate().with_cipher(ticket, |_| cache.update(&guard, offset, data)),
@@ -289,12 +293,13 @@ impl PlainDisk {
 
     fn zero(&self, offset: ByteOffset, len: ByteLen, free: bool) -> Result<()> {
         let done = self.writable(offset, len).and_then(|extent| {
-            self.dirty.store(true, Ordering::Release);
-            self.volume.zero(extent, free, |guard, step| {
+            let zeroed = self.volume.zero(extent, free, |guard, step| {
                 if let Some(cache) = &self.cache {
                     cache.remove(guard, step);
                 }
-            })
+            });
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            zeroed
         });
         self.count(&done, &self.counters.discards, &self.counters.discards, ByteLen::ZERO);
         done
@@ -318,10 +323,10 @@ impl PlainDisk {
     /// # Errors
     /// `Io`, and again at every later call once a write or sync failed.
     pub fn sync(&self) -> Result<()> {
-        self.dirty.store(false, Ordering::Release);
+        let covered = self.changes.load(Ordering::Acquire);
         let done = self.volume.store().sync();
-        if done.is_err() {
-            self.dirty.store(true, Ordering::Release);
+        if done.is_ok() {
+            self.synced.fetch_max(covered, Ordering::AcqRel);
         }
         self.count(&done, &self.counters.flushes, &self.counters.flushes, ByteLen::ZERO);
         done
@@ -332,7 +337,8 @@ impl PlainDisk {
     /// # Errors
     /// As `sync`.
     pub fn flush(&self) -> Result<()> {
-        if self.dirty.load(Ordering::Acquire) { self.sync() } else { Ok(()) }
+        let clean = self.synced.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire);
+        if clean { Ok(()) } else { self.sync() }
     }
 
     /// The first byte at or after `from` that may be data; `None` when only a hole follows.
