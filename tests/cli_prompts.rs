@@ -26,10 +26,14 @@ fn end(terminal: Terminal) -> Done {
     done
 }
 
-/// A disk with a recovery passphrase in a file, made in the cheapest way.
+/// A container whose passphrase costs next to nothing.
 fn recoverable(home: &Home) {
     fs::write(home.path("secret"), SECRET).unwrap();
-    home.create("vm.wd", "1M", &["--recovery-file", "secret"]);
+    run("truncate", ["-s", "20M", home.text("old.img")]);
+    let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let format =
+        ["luksFormat", "-q", "--type", "luks2", "--key-file", home.text("secret"), home.text("old.img")];
+    run("cryptsetup", [&format[..], &cheap].concat());
 }
 
 #[track_caller]
@@ -91,18 +95,23 @@ fn what_can_be_refused_is_refused_before_anything_is_asked() {
     for (disk, why) in [("vm.wd", "exists already"), ("no/vm.wd", "No such file or directory")] {
         let done = end(start(&home, &["create", disk, "--size", "1M", "--recovery-passphrase"]));
         assert_eq!(done.code(), 1);
-        assert!(done.out.contains(why) && !done.out.contains("passphrase"), "{}", done.out);
+        assert!(done.out.contains(why) && !done.out.contains("Recovery"), "{}", done.out);
     }
+    fs::create_dir(home.path("m")).unwrap();
+    let done = end(start(&home, &["mount", "--passphrase", "vm.wd", "m"]));
+    assert_eq!(done.code(), 3);
+    assert!(done.out.contains("keyslots: found none") && !done.out.contains("Passphrase"), "{}", done.out);
 }
 
 #[test]
 fn ctrl_c_at_a_question_ends_the_program_and_gives_the_terminal_back() {
     let home = Home::ready();
     recoverable(&home);
+    home.create("vm.wd", "1M", &[]);
     fs::create_dir(home.path("m")).unwrap();
     for (arguments, question) in [
         (&["create", "new.wd", "--size", "1M", "--recovery-passphrase"][..], "Recovery passphrase: "),
-        (&["mount", "--foreground", "--passphrase", "vm.wd", "m"], "Passphrase: "),
+        (&["mount", "--foreground", "--passphrase", "old.img", "m"], "Passphrase: "),
         (&["header", "erase", "vm.wd"], "Type yes to go on: "),
     ] {
         let mut terminal = start(&home, arguments);
@@ -111,7 +120,7 @@ fn ctrl_c_at_a_question_ends_the_program_and_gives_the_terminal_back() {
         let done = end(terminal);
         assert_eq!(done.status.signal(), Some(nix::sys::signal::Signal::SIGINT as i32), "{arguments:?}");
     }
-    assert_eq!(names(home.root()), ["home", "m", "secret", "vm.wd"]);
+    assert_eq!(names(home.root()), ["home", "m", "old.img", "secret", "vm.wd"]);
     home.wrapdisk(["check", "vm.wd"]).ok();
 }
 
@@ -159,6 +168,7 @@ fn only_the_word_yes_confirms() {
 fn without_a_terminal_each_question_says_what_to_give_instead() {
     let home = Home::ready();
     recoverable(&home);
+    home.create("vm.wd", "1M", &[]);
     fs::create_dir(home.path("m")).unwrap();
     run("openssl", ["genrsa", "-aes256", "-passout", "pass:x", "-out", home.text("key.pem"), "2048"]);
     let file = "give it in a file: --passphrase-file FILE (--recovery-file for a new disk)";
@@ -171,7 +181,7 @@ fn without_a_terminal_each_question_says_what_to_give_instead() {
             format!("passphrase: {none}"),
             file,
         ),
-        (&["mount", "--passphrase", "vm.wd", "m"], format!("passphrase: {none}"), file),
+        (&["mount", "--passphrase", "old.img", "m"], format!("passphrase: {none}"), file),
         (&["key", "import", "k", "--pem-file", "key.pem"], format!("key.pem: passphrase: {none}"), file),
         (
             &["header", "erase", "vm.wd"],
@@ -197,7 +207,7 @@ fn without_a_terminal_each_question_says_what_to_give_instead() {
         let err = finish(&mut command).fails(2);
         assert_eq!(err, format!("wrapdisk: {why}\n  {hint}"), "{arguments:?}");
     }
-    assert_eq!(names(home.root()), ["home", "key.pem", "m", "secret", "vm.wd"]);
+    assert_eq!(names(home.root()), ["home", "key.pem", "m", "old.img", "secret", "vm.wd"]);
     // An emergency stop is not refused in a script.
     home.wrapdisk(["key", "disable", "disk-kek"]).ok();
 }

@@ -1,9 +1,11 @@
 //! Passphrases and confirmations: from the terminal or a file, never from the command line.
 
+use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroize;
 
 use super::output;
@@ -18,6 +20,18 @@ const MAX_FILE: u64 = 8 * 1024 * 1024;
 /// # Errors
 /// `Usage` without a terminal, `InvalidInput` when the two differ or nothing was typed.
 pub(super) fn passphrase(question: &str, twice: bool) -> Result<SecretBytes> {
+    // On Ctrl-C rpassword raises the signal while the terminal still has its echo off: let it wait until that is back.
+    let interrupt = SigSet::from(Signal::SIGINT);
+    interrupt.thread_block().io_at("hold back signals", "")?;
+    let answer = {
+        let _quiet = Quiet::terminal();
+        answers(question, twice)
+    };
+    interrupt.thread_unblock().io_at("let signals through", "")?;
+    answer
+}
+
+fn answers(question: &str, twice: bool) -> Result<SecretBytes> {
     let first = ask(&format!("{question}: "))?;
     if first.is_empty() {
         return Err(nothing_typed());
@@ -31,17 +45,34 @@ pub(super) fn passphrase(question: &str, twice: bool) -> Result<SecretBytes> {
     Ok(first)
 }
 
+/// The terminal as rpassword wants it, from before the first question until after the last answer: rpassword asks first and
+/// changes the terminal then, so what somebody types ahead would be shown, and a Ctrl-C would get lost.
+struct Quiet(File, Termios);
+
+impl Quiet {
+    /// `None` without a terminal, which the question will find out.
+    fn terminal() -> Option<Self> {
+        let terminal = File::options().read(true).write(true).open("/dev/tty").ok()?;
+        let before = tcgetattr(&terminal).ok()?;
+        let mut quiet = before.clone();
+        quiet.local_flags.remove(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG);
+        tcsetattr(&terminal, SetArg::TCSANOW, &quiet).ok()?;
+        Some(Self(terminal, before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = tcsetattr(&self.0, SetArg::TCSANOW, &self.1);
+    }
+}
+
 fn nothing_typed() -> Error {
     Error::new(ErrorKind::InvalidInput, "passphrase: found nothing, allowed at least one character")
 }
 
 fn ask(question: &str) -> Result<SecretBytes> {
-    // On Ctrl-C rpassword raises the signal while the terminal still has its echo off: let it wait until that is back.
-    let interrupt = SigSet::from(Signal::SIGINT);
-    interrupt.thread_block().io_at("hold back signals", "")?;
-    let typed = rpassword::prompt_password(question);
-    interrupt.thread_unblock().io_at("let signals through", "")?;
-    let mut typed = match typed {
+    let mut typed = match rpassword::prompt_password(question) {
         Ok(typed) => typed,
         // Ctrl-D.
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Err(nothing_typed()),

@@ -218,6 +218,8 @@ fn by_passphrase(path: &Path, header: &Header, store: &FileStore, args: &UnlockA
     let unlock =
         |passphrase: &[u8]| keyslot::unlock(header, store, passphrase, &limits).map_err(|e| about(path, &e));
     let (slot, key) = match &args.passphrase_file {
+        // Without a keyslot there is nothing to ask for; its refusal says so.
+        _ if header.keyslots().is_empty() => unlock(&[])?,
         Some(file) => by_file(file, unlock)?,
         None => unlock(prompt::passphrase("Passphrase", false)?.expose())?,
     };
