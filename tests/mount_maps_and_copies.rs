@@ -151,6 +151,33 @@ print(counts(), flush=True)
 }
 
 #[test]
+fn reads_and_writes_leave_no_second_copy_of_the_plaintext_in_the_kernel() {
+    let home = Home::ready();
+    let (mount, _) = full(&home);
+    let said = python(
+        &mount,
+        r"
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+pages = (size + 4095) // 4096
+address = libc.mmap(None, ctypes.c_size_t(size), 1, 1, buffered, ctypes.c_long(0))
+def resident():
+    found = (ctypes.c_ubyte * pages)()
+    if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), found):
+        sys.exit(os.strerror(ctypes.get_errno()))
+    return sum(page & 1 for page in found)
+whole(buffered), whole(direct), os.pwrite(buffered, b'x' * 9000, 500)
+print(resident())
+check('the map', ctypes.string_at(address, size), whole(direct))
+print(resident() == pages)
+",
+    );
+    assert_eq!(said, "0\nTrue", "a map needs its pages; nothing else does");
+    mount.unmount();
+}
+
+#[test]
 fn vectors_copies_and_pipes_move_the_same_bytes() {
     let home = Home::ready();
     let (mount, model) = full(&home);

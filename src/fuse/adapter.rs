@@ -84,9 +84,13 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             log::info!("this kernel lacks {missing:?}: slower, or without shared mmap");
             let _ = config.add_capabilities(wanted & !missing);
         }
-        // Both answer with the nearest value they accept; taking it is all there is to do.
+        // All answer with the nearest value they accept; taking it is all there is to do.
         if let Err(nearest) = config.set_max_write(self.max_request) {
             let _ = config.set_max_write(nearest);
+        }
+        // Or reads could be as large as the kernel reads ahead.
+        if let Err(nearest) = config.set_max_readahead(self.max_request) {
+            let _ = config.set_max_readahead(nearest);
         }
         if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
             let _ = config.set_max_background(nearest);
