@@ -59,7 +59,7 @@ fn a_container_that_was_replaced_is_refused_by_whoever_knew_the_first() {
     assert!(!home.path("key").exists());
     home.wrapdisk(["seal", "vm.wd"]).fails(5);
     let found = home.wrapdisk(["check", "vm.wd"]);
-    assert!(found.out.contains(&"FAIL  token 0: ") && found.out.contains(&why), "{}", found.out);
+    assert!(found.out.contains("FAIL  token 0: ") && found.out.contains(&why), "{}", found.out);
     found.fails(5);
     // The true one is as good as before, at the old place too.
     fs::copy(home.path("true.wd"), home.path("vm.wd")).unwrap();
