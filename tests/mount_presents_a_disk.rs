@@ -54,7 +54,10 @@ fn a_folder_shows_exactly_one_file() {
         assert_eq!(errno(std::fs::metadata(mount.place.join(absent))), libc::ENOENT, "{absent}");
     }
     assert_eq!(errno(std::fs::metadata(mount.file.join("below"))), libc::ENOTDIR);
-    assert_eq!(std::fs::metadata(mount.place.join("..")).unwrap().ino(), home.root().metadata().unwrap().ino());
+    assert_eq!(
+        std::fs::metadata(mount.place.join("..")).unwrap().ino(),
+        home.root().metadata().unwrap().ino()
+    );
     mount.unmount();
 }
 
@@ -74,7 +77,8 @@ fn nothing_can_be_added_to_the_folder_or_taken_from_it() {
         ("rename", errno(std::fs::rename(file, new))),
         ("tmpfile", errno(OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(&mount.place))),
     ] {
-        let allowed: &[i32] = if what == "tmpfile" { &[libc::EOPNOTSUPP, libc::EPERM] } else { &[libc::EPERM] };
+        let allowed: &[i32] =
+            if what == "tmpfile" { &[libc::EOPNOTSUPP, libc::EPERM] } else { &[libc::EPERM] };
         assert!(allowed.contains(&code), "{what}: {}", std::io::Error::from_raw_os_error(code));
     }
     assert_eq!(errno(std::fs::remove_dir(file)), libc::ENOTDIR);

@@ -231,7 +231,8 @@ fn reads_at_the_end_are_short_and_writes_past_it_find_no_space() {
     for flags in [0, libc::O_DIRECT] {
         let file = open(&mount.file, flags);
         let mut memory = Aligned::new(8192, 0);
-        for (at, expected) in [(SIZE - 512, 512), (SIZE - 4608, 4608), (SIZE - 1, 1), (SIZE, 0), (1 << 40, 0)] {
+        for (at, expected) in [(SIZE - 512, 512), (SIZE - 4608, 4608), (SIZE - 1, 1), (SIZE, 0), (1 << 40, 0)]
+        {
             let n = file.read_at(memory.bytes(8192), off(at)).unwrap();
             assert_eq!(n, expected, "read at {at}, flags {flags:o}");
             assert!(memory.bytes(n) == &data[SIZE.min(at)..][..n]);

@@ -160,7 +160,9 @@ impl Caller {
                 "the vault knows no such identity: use the vault the set was made with, or assign another set"
             }
             Some(known) if !known.enabled => "the identity is disabled",
-            Some(_) => "its grant is missing: restore vault.db from your backup, or use the set that the key belongs to",
+            Some(_) => {
+                "its grant is missing: restore vault.db from your backup, or use the set that the key belongs to"
+            }
         }
     }
 
