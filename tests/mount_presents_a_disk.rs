@@ -43,6 +43,7 @@ fn a_folder_shows_exactly_one_file() {
     let mount = mounted(&home);
     let listed = run("ls", [Path::new("-aU"), &mount.place]);
     assert_eq!(listed.lines().collect::<Vec<_>>(), [".", "..", "disk.img"]);
+    File::open(&mount.place).unwrap().sync_all().unwrap();
     let names = std::fs::read_dir(&mount.place).unwrap().map(|e| {
         let e = e.unwrap();
         assert!(e.file_type().unwrap().is_file());
