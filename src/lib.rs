@@ -41,7 +41,7 @@
 //! are read, decrypted, changed -> encrypted into the thread's scratch, never in the caller's buffer -> store write -> cached
 //! blocks updated (dropped after a failure) -> reply. `fsync` is a store sync. An acknowledged write is in the backing file's
 //! page cache; a returned fsync is durable. After EIO from a write or sync every later fsync fails until the disk is
-//! unmounted ([`store::LatchedStore`]); ENOSPC does not latch.
+//! unmounted ([`store::LatchedStore`]); a write that finds no space does not latch, a sync does.
 //!
 //! ## How a key travels
 //!

@@ -98,14 +98,22 @@ fn the_first_failure_is_the_one_that_is_remembered() {
 }
 
 #[test]
-fn enospc_a_failed_read_and_a_punch_that_cannot_be_do_not_latch() {
+fn a_sync_without_space_latches_because_acknowledged_writes_are_lost_with_it() {
     let (store, plan) = latched();
-    for op in [Op::Write, Op::Sync, Op::Punch, Op::SetLen] {
+    put(&store, 0, b"x").unwrap();
+    plan.fail_nth(Op::Sync, 1, Fault::Enospc);
+    assert_eq!(kind(store.sync()), Some(ErrorKind::NoSpace), "the first failure is told as it is");
+    assert_eq!(kind(store.sync()), Some(ErrorKind::Io));
+}
+
+#[test]
+fn enospc_of_a_change_a_failed_read_and_a_punch_that_cannot_be_do_not_latch() {
+    let (store, plan) = latched();
+    for op in [Op::Write, Op::Punch, Op::SetLen] {
         plan.fail_nth(op, 1, Fault::Enospc);
     }
     plan.fail_nth(Op::Read, 1, Fault::Eio);
     assert_eq!(kind(put(&store, 0, b"x")), Some(ErrorKind::NoSpace));
-    assert_eq!(kind(store.sync()), Some(ErrorKind::NoSpace));
     assert_eq!(kind(store.punch(extent(0, 1))), Some(ErrorKind::NoSpace));
     assert_eq!(kind(store.set_len(ByteLen::from(4))), Some(ErrorKind::NoSpace));
     assert_eq!(kind(store.read_at(ByteOffset::ZERO, &mut [0])), Some(ErrorKind::Io));

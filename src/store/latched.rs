@@ -7,7 +7,9 @@
 //!
 //! Invariants:
 //! 1. Once latched, always latched, and no `sync` returns `Ok`.
-//! 2. Running out of space, a read-only store and a malformed request never latch: nothing that was acknowledged is lost.
+//! 2. A change that is refused for lack of space, by a read-only store or as malformed does not latch: nothing that was
+//!    acknowledged is lost. A sync that fails does, for whatever reason: where space is found out of late (a thin device,
+//!    NFS, a quota), pages of acknowledged writes are dropped with it.
 //! 3. Reads and writes are still tried.
 
 use std::sync::OnceLock;
@@ -16,7 +18,7 @@ use super::BackingStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
-/// Once a change or sync failed with anything but `NoSpace`, `ReadOnly` or `InvalidInput`, every later `sync` fails.
+/// Once a sync failed, or a change with anything but `NoSpace`, `ReadOnly` or `InvalidInput`, every later `sync` fails.
 #[derive(Debug)]
 pub struct LatchedStore<S> {
     inner: S,
@@ -49,11 +51,15 @@ impl<S: BackingStore> LatchedStore<S> {
         )
     }
 
+    /// Of failures of several threads at once, one is first; which one does not matter.
+    fn latch(&self, e: &Error) {
+        drop(self.first_failure.set(e.chain()));
+    }
+
     fn note<T>(&self, result: Result<T>) -> Result<T> {
         result.inspect_err(|e| match e.kind() {
             ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::InvalidInput => {}
-            // Of failures of several threads at once, one is first; which one does not matter.
-            _ => drop(self.first_failure.set(e.chain())),
+            _ => self.latch(e),
         })
     }
 
@@ -82,7 +88,7 @@ impl<S: BackingStore> BackingStore for LatchedStore<S> {
     fn sync(&self) -> Result<()> {
         let before = self.refusal();
         // Tried even when latched: what can still be saved is.
-        let now = self.note(self.inner.sync());
+        let now = self.inner.sync().inspect_err(|e| self.latch(e));
         match before {
             Some(refusal) => Err(refusal),
             // Looked at once more: a write may have failed on another thread meanwhile.
