@@ -465,3 +465,20 @@ fn options_that_contradict_each_other_are_usage() {
         assert_eq!(said.lines().next().unwrap(), format!("error: {says}"));
     }
 }
+
+#[test]
+fn a_folder_too_deep_for_a_socket_is_said_and_nothing_stays_mounted() {
+    let home = Home::ready();
+    home.create("vm.wd", "1M", &[]);
+    fs::create_dir(home.path("m")).unwrap();
+    let deep = home.path(&"x".repeat(120));
+    fs::rename(home.path("home"), &deep).unwrap();
+    let done = support::finish(home.command(MOUNT).env("WRAPDISK_HOME", &deep));
+    let said = shown(&home, &done.fails(1));
+    assert!(
+        said.starts_with("wrapdisk: ~/xxx")
+            && said.contains(".sock: control socket: path longer than 107 bytes")
+    );
+    assert!(said.ends_with("\n  set XDG_RUNTIME_DIR or WRAPDISK_HOME to a shorter path"), "{said}");
+    assert_eq!(names(&home.path("m")), [""; 0]);
+}
