@@ -86,8 +86,8 @@ fn a_failure_of_the_secondary_is_a_commit_with_a_stale_copy() {
 #[test]
 fn an_erase_with_a_stale_secondary_has_failed() {
     let (store, plan) = faulty(start());
-    // Sixteen pieces of the keyslots area, the primary, then the secondary.
-    let pieces = (4 * 258_048u64 + 32768).div_ceil(65536) - 32768 / 65536;
+    // The keyslots area in pieces that end at multiples of 64 KiB, the primary, then the secondary.
+    let pieces = (4 * 258_048u64 + 32768).div_ceil(65536);
     plan.fail_nth(Op::Write, pieces + 2, Fault::Eio);
     let e = backup::erase(&store).unwrap_err();
     assert_eq!((e.kind(), e.to_string().as_str()), (ErrorKind::Io, "faulty store: write"));
@@ -136,7 +136,7 @@ fn a_header_that_another_program_changed_is_not_overwritten() {
     assert!(store.inner().snapshot() == image);
 
     // Another container under the same name, with the same count.
-    let mut other = Header::load(&MemoryStore::from(image.clone())).unwrap();
+    let mut other = Header::load(&MemoryStore::from(image)).unwrap();
     let (replaced, plan) = faulty(container(Some((2, &small_json())), None));
     let mut bytes = replaced.inner().snapshot();
     bytes[168..176].copy_from_slice(b"00000000");

@@ -168,7 +168,7 @@ fn a_copy_in_the_wrong_place() {
         "the secondary header is bad: hdr_offset: found 0, allowed 16384"
     );
     assert_eq!(
-        warned(&pb, &bad(&Copy { hdr_size: 32768, ..s.clone() })),
+        warned(&pb, &bad(&Copy { hdr_size: 32768, ..s })),
         "the secondary header is bad: hdr_size: found 32768, allowed 16384, where this copy lies"
     );
     // Each other's magic.

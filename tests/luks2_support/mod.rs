@@ -128,7 +128,7 @@ pub(crate) const SLOT: u64 = 258_048;
 /// Where the data of [`small_json`] begins: two headers and four keyslots.
 pub(crate) const SMALL_DATA: u64 = 2 * HDR as u64 + 4 * SLOT;
 /// Length of its file.
-pub(crate) const SMALL_FILE: usize = SMALL_DATA as usize + 8192;
+pub(crate) const SMALL_FILE: usize = 2 * HDR + 4 * 258_048 + 8192;
 
 /// The vector in a file of a MiB, with MACs that fit: for tests that make many.
 pub(crate) fn small_json() -> Value {
