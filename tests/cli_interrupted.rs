@@ -15,8 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Done, Home, finish, noise, run};
 
-/// Takes seconds to write, which nobody waits for here.
-const LARGE: &str = "2G";
+/// Takes many seconds to write, so that a signal always comes in the middle; nobody waits for its end.
+const LARGE: &str = "32G";
 
 /// Ends a program once it has shown some progress: by its terminal, or by a signal.
 #[track_caller]
@@ -111,11 +111,11 @@ fn where_files_must_have_a_name_a_signal_takes_it_away() {
     drop(odd);
 }
 
-/// Data at both ends and in the middle of a disk of 512 MiB, holes between.
+/// Data at both ends and in the middle of a disk of a GiB, holes between.
 fn fill(file: &Path) {
     use std::os::unix::fs::FileExt;
     let disk = fs::File::options().write(true).open(file).unwrap();
-    for (seed, at) in [(1, 0), (2, 256 << 20), (3, 511 << 20)] {
+    for (seed, at) in [(1, 0), (2, 512 << 20), (3, 1023 << 20)] {
         disk.write_all_at(&noise(seed, 1 << 20), at).unwrap();
     }
     disk.sync_all().unwrap();
@@ -129,7 +129,7 @@ fn digest(file: &str) -> String {
 #[test]
 fn a_seal_that_is_ended_loses_nothing_and_can_be_run_again() {
     let home = Home::ready();
-    home.create("vm.wd", "512M", &[]);
+    home.create("vm.wd", "1G", &[]);
     let mount = home.mount("vm.wd", &[]);
     fill(&mount.file);
     let before = digest(mount.text());
@@ -148,7 +148,7 @@ fn a_seal_that_is_ended_loses_nothing_and_can_be_run_again() {
     mount.unmount();
 
     let said = home.wrapdisk(["seal", "vm.wd"]).ok();
-    assert_eq!(said, format!("{}: sealed, 512 MiB", home.text("vm.wd")));
+    assert_eq!(said, format!("{}: sealed, 1 GiB", home.text("vm.wd")));
     let info = home.json(["info", "vm.wd"]);
     assert_eq!((&info["holes"], &info["discards"]), (&"none".into(), &false.into()));
     assert_eq!(home.wrapdisk(["seal", "vm.wd"]).ok(), format!("{}: sealed already", home.text("vm.wd")));
