@@ -349,7 +349,7 @@ fn a_full_tmpfs_is_told_to_the_writer_and_loses_nothing() {
 }
 
 #[test]
-fn a_medium_without_space_is_told_and_forgotten() {
+fn a_write_without_space_is_told_and_forgotten_and_a_sync_is_not() {
     let home = Home::ready();
     let medium = disk_on_a_medium(&home);
     let mount = home.mount_at(medium.text(), &place(&home), &[]);
@@ -357,11 +357,16 @@ fn a_medium_without_space_is_told_and_forgotten() {
     user.write_all_at(&noise(1, LEN), 100).unwrap();
     medium.plan().fail_nth(Op::Write, 1, Fault::Enospc);
     assert_eq!(errno(user.write_at(&noise(2, LEN), 100)), libc::ENOSPC);
+    user.sync_all().expect("nothing that was acknowledged is lost");
+    // The kernel drops what it could not write and calls it clean: a later yes would be a lie.
     medium.plan().fail_nth(Op::Sync, 1, Fault::Enospc);
     assert_eq!(errno(user.sync_all()), libc::ENOSPC);
-    user.sync_all().unwrap();
+    assert_eq!(errno(user.sync_all()), libc::EIO);
     holds(&user, 100, &noise(1, LEN));
     drop(user);
+    mount.unmount();
+    let mount = home.mount_at(medium.text(), &place(&home), &[]);
+    open(&mount.file).sync_all().expect("until the disk is opened anew");
     mount.unmount();
 }
 
