@@ -32,6 +32,8 @@ pub struct SecretBytes {
     ptr: NonNull<u8>,
     len: usize,
     mapped: usize,
+    // Somebody may have written here since it was last known to be all zeros.
+    touched: bool,
 }
 
 // SAFETY: the mapping is owned by this value alone and reached only through `&self` / `&mut self`.
@@ -62,7 +64,7 @@ impl SecretBytes {
             // Since Linux 3.4; where it fails, PR_SET_DUMPABLE and the core limit still hold.
             let _ = madvise(ptr, mapped.get(), MmapAdvise::MADV_DONTDUMP);
         }
-        Ok(Self { ptr: ptr.cast(), len, mapped: mapped.get() })
+        Ok(Self { ptr: ptr.cast(), len, mapped: mapped.get(), touched: false })
     }
 
     /// Moves `bytes` here and wipes the source.
@@ -98,8 +100,15 @@ impl SecretBytes {
     /// The bytes, to be filled in place.
     #[must_use]
     pub fn expose_mut(&mut self) -> &mut [u8] {
+        self.touched = true;
         // SAFETY: as in `expose`, and `&mut self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+
+    /// The owner has wiped every byte that was used: dropping it need not bring in the pages that never were, which for a
+    /// large cache could be more than the machine has.
+    pub fn is_zero_again(&mut self) {
+        self.touched = false;
     }
 
     /// Shortens it; what is cut off is wiped.
@@ -113,7 +122,9 @@ impl SecretBytes {
 
 impl Drop for SecretBytes {
     fn drop(&mut self) {
-        self.expose_mut().zeroize();
+        if self.touched {
+            self.expose_mut().zeroize();
+        }
         // SAFETY: this is the mapping made in `zeroed`, and nobody can hold a reference into it any more.
         let unmapped = unsafe { munmap(self.ptr.cast(), self.mapped) };
         debug_assert!(unmapped.is_ok());

@@ -19,9 +19,10 @@ use crate::units::{ByteLen, ByteOffset, Extent};
 /// Bytes in a block: one 4096-byte sector, eight 512-byte ones.
 pub const BLOCK: usize = 4096;
 
-/// Locks the cache is cut into. Neighbouring blocks fall to different ones. More than any machine's I/O threads,
-/// few enough that a small budget still gives each stripe room to choose what to evict.
-const STRIPES: usize = 16;
+/// Locks the cache is cut into. More than any machine's I/O threads, few enough that a small budget still gives each stripe
+/// room to choose what to evict.
+const STRIPES: usize = 1 << STRIPE_BITS;
+const STRIPE_BITS: u32 = 4;
 
 /// Index of a block on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +86,8 @@ impl Stripe {
 #[derive(Debug)]
 pub struct BlockCache {
     stripes: Vec<Mutex<Stripe>>,
+    /// Blocks that fit.
+    capacity: u64,
 }
 
 impl BlockCache {
@@ -107,13 +110,15 @@ impl BlockCache {
                 stats: CacheStats { capacity: per_stripe as u64, ..CacheStats::default() },
             }))
         };
-        Ok(Some(Self { stripes: (0..STRIPES).map(|_| stripe()).collect::<Result<_>>()? }))
+        let stripes = (0..STRIPES).map(|_| stripe()).collect::<Result<_>>()?;
+        Ok(Some(Self { stripes, capacity: (per_stripe * STRIPES) as u64 }))
     }
 
     fn stripe(&self, block: BlockIndex) -> &Mutex<Stripe> {
-        // The remainder is below STRIPES, so the cast loses nothing.
-        #[allow(clippy::cast_possible_truncation)]
-        &self.stripes[(block.0 % STRIPES as u64) as usize]
+        // Fibonacci hashing: neighbours fall to different stripes, and so do blocks at any regular distance (the tables of
+        // an image lie at multiples of its clusters). By the remainder, those would share one stripe, a sixteenth of all.
+        let hash = block.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - STRIPE_BITS);
+        &self.stripes[usize::try_from(hash).expect("less than STRIPES")]
     }
 
     /// Copies `out.len()` bytes from `within` bytes into the block; false when it is not here.
@@ -180,7 +185,7 @@ impl BlockCache {
     pub fn remove(&self, guard: &RangeGuard<'_>, extent: Extent) {
         assert!(guard.owns(extent), "remove without the range lock");
         let blocks = extent.len().get() / BLOCK as u64;
-        if blocks > self.capacity() {
+        if blocks > self.capacity {
             // Cheaper to look at what is here than to ask for every block of a large range.
             for stripe in &self.stripes {
                 let mut stripe = lock(stripe);
@@ -218,11 +223,8 @@ impl BlockCache {
                 zeroize::Zeroize::zeroize(stripe.slot(slot));
                 stripe.free.push(slot);
             }
+            stripe.memory.is_zero_again();
         }
-    }
-
-    fn capacity(&self) -> u64 {
-        self.stripes.iter().map(|s| lock(s).stats.capacity).sum()
     }
 
     /// The sums over all stripes.
@@ -239,6 +241,13 @@ impl BlockCache {
                 capacity: sum.capacity + stripe.stats.capacity,
             }
         })
+    }
+}
+
+impl Drop for BlockCache {
+    fn drop(&mut self) {
+        // Only what was used: dropping the memory as a whole would bring in every page of it.
+        self.wipe();
     }
 }
 
@@ -262,17 +271,47 @@ mod tests {
             BlockCache::new(ByteLen::from(u32::try_from(2 * STRIPES * BLOCK).unwrap())).unwrap().unwrap();
         let locks = RangeLocks::default();
         let guard = locks.shared(whole());
-        let stripes = STRIPES as u64;
+        let home = |n: &u64| std::ptr::from_ref(cache.stripe(BlockIndex::of(at(*n))));
+        let rivals: Vec<u64> = (0..1000).filter(|n| home(n) == home(&0)).take(3).collect();
         let mut out = [0; 1];
-        for n in [0, stripes] {
-            cache.insert(&guard, BlockIndex::of(at(n)), &[u8::try_from(n).unwrap(); BLOCK]);
+        for n in &rivals[..2] {
+            cache.insert(&guard, BlockIndex::of(at(*n)), &[1; BLOCK]);
         }
         assert!(cache.read(BlockIndex::of(at(0)), 0, &mut out));
-        cache.insert(&guard, BlockIndex::of(at(2 * stripes)), &[9; BLOCK]);
-        assert!(!cache.read(BlockIndex::of(at(stripes)), 0, &mut out), "the older one had to go");
+        cache.insert(&guard, BlockIndex::of(at(rivals[2])), &[9; BLOCK]);
+        assert!(!cache.read(BlockIndex::of(at(rivals[1])), 0, &mut out), "the older one had to go");
         assert!(cache.read(BlockIndex::of(at(0)), 0, &mut out));
         let stats = cache.stats();
         assert_eq!((stats.hits, stats.misses, stats.inserts, stats.evictions, stats.blocks), (2, 1, 3, 1, 2));
+    }
+
+    #[test]
+    fn blocks_at_a_regular_distance_fill_the_whole_cache() {
+        let locks = RangeLocks::default();
+        let guard = locks.shared(Extent::from_raw(0, 1 << 50).unwrap());
+        for distance in [1, 2, 3, 15, 16, 17, 64, 100, 1024, 1 << 20] {
+            let cache = BlockCache::new(ByteLen::from(4 << 20)).unwrap().unwrap();
+            // Three quarters of what fits.
+            for n in 0..768 {
+                cache.insert(&guard, BlockIndex::of(at(n * distance)), &[1; BLOCK]);
+            }
+            assert_eq!(cache.stats().evictions, 0, "every {distance} blocks");
+        }
+    }
+
+    #[test]
+    fn a_large_cache_that_was_hardly_used_is_dropped_without_bringing_it_in() {
+        use nix::sys::resource::{UsageWho, getrusage};
+        let cache = BlockCache::new(ByteLen::from(1 << 30)).unwrap().unwrap();
+        let locks = RangeLocks::default();
+        for n in 0..100 {
+            cache.insert(&locks.shared(whole()), BlockIndex::of(at(n)), &[1; BLOCK]);
+        }
+        let faults = || getrusage(UsageWho::RUSAGE_THREAD).unwrap().minor_page_faults();
+        let before = faults();
+        drop(cache);
+        // A whole GiB would be 512 of the largest pages.
+        assert!(faults() - before < 200, "{} pages were brought in", faults() - before);
     }
 
     #[test]
