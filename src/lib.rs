@@ -29,27 +29,29 @@
 //!
 //! ## How a read travels
 //!
-//! FUSE `read` -> clamp to the end -> [`disk::PlainDisk::read`]: a ticket at the [key gate](volume::Gate) -> a request within
-//! one cached block is copied out without a range lock, and the ticket is checked again. Otherwise: shared range lock ->
-//! blocks from the cache, missing ones joined into runs -> one store read per run, straight into a reply buffer that the fence
-//! can wipe -> all-zero sectors stay zeros, the others are decrypted in place, 128 KiB at a time -> inserted inside a crypto
-//! section -> replied from that buffer. Reads of 128 KiB and more go past the cache. No allocation per request.
+//! FUSE `read` -> clamp to the end -> [`disk::PlainDisk::read`]: grown to whole blocks -> a ticket at the
+//! [key gate](volume::Gate) -> one block that is cached is copied out without a range lock, and the ticket is checked again.
+//! Otherwise: shared range lock -> all blocks from the cache, or one store read straight into a reply buffer -> all-zero
+//! sectors stay zeros, the others are decrypted in place, 128 KiB a crypto section -> inserted inside a crypto section ->
+//! replied from that buffer, which is wiped then. So no plaintext waits for a store that hangs. Reads of 128 KiB and more go
+//! past the cache. No allocation per request.
 //!
 //! ## How a write travels
 //!
-//! FUSE `write` -> past the end: `ENOSPC` -> exclusive range lock over whole blocks -> ticket -> partial sectors at the ends
-//! are read, decrypted, changed -> encrypted into the thread's scratch, never in the caller's buffer -> store write -> cached
-//! blocks updated (dropped after a failure) -> reply. `fsync` is a store sync. An acknowledged write is in the backing file's
-//! page cache; a returned fsync is durable. After EIO from a write or sync every later fsync fails until the disk is
-//! unmounted ([`store::LatchedStore`]); a write that finds no space does not latch, a sync does.
+//! FUSE `write` -> past the end: `ENOSPC` -> gate -> exclusive range lock over whole blocks -> ticket -> partial sectors at
+//! the ends are read, decrypted, changed -> encrypted into the thread's scratch, never in the caller's buffer -> store write
+//! -> the ticket is checked again, cached blocks updated (dropped after a failure) -> reply. `fsync` is a store sync. An
+//! acknowledged write is in the backing file's page cache; a returned fsync is durable. After EIO from a write or sync every
+//! later fsync fails until the disk is unmounted ([`store::LatchedStore`]); a write that finds no space does not latch, a
+//! sync does.
 //!
 //! ## How a key travels
 //!
-//! `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC. `mount`:
-//! tokens in the set's order -> unwrap in the name of the set's identity -> digest, MAC, pinned fingerprint -> cipher behind the
-//! gate; the DEK itself is wiped. Every use leaves a row in the vault's hash-chained audit. A closed gate refuses new I/O at
-//! once; crypto that runs is waited for, then key, schedules, cache and reply buffers are wiped. The guard that closes it when
-//! the key is revoked is not here yet: `key disable` stops new mounts only.
+//! `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC.
+//! `mount`: tokens in the set's order -> unwrap in the name of the set's identity -> digest, MAC, pinned fingerprint ->
+//! cipher behind the gate; the DEK itself is wiped. Every use leaves a row in the vault's hash-chained audit. A closed gate
+//! refuses new I/O at once; crypto that runs is waited for, then key, schedules and cache are wiped. The guard that closes it
+//! when the key is revoked is not here yet: `key disable` stops new mounts only.
 //!
 //! ## Invariants
 //!

@@ -1,5 +1,6 @@
 //! The locks of everything that is explored for races: `std::sync`, or `shuttle::sync` under the feature
-//! `shuttle` (tests/race.rs). Poison is passed over: the data under these locks is consistent at every unlock.
+//! `shuttle` (tests/race.rs), where threads share one of the system's, so thread-locals are swapped as well. Poison is
+//! passed over: the data under these locks is consistent at every unlock.
 //!
 //! Must never see: anything else of the crate.
 
@@ -8,12 +9,16 @@ pub use std::sync::{
     Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
+#[cfg(not(feature = "shuttle"))]
+pub use std::thread_local;
 
 #[cfg(feature = "shuttle")]
 pub use shuttle::sync::{
     Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
+#[cfg(feature = "shuttle")]
+pub use shuttle::thread_local;
 
 use std::sync::PoisonError;
 

@@ -5,16 +5,16 @@
 //!
 //! Invariants:
 //! 1. Reads past the end are short, writes past it are `NoSpace`, and neither wraps.
-//! 2. After [`PlainDisk::fence`] returned, no I/O is served and no plaintext or key of this disk is left in its memory.
+//! 2. After [`PlainDisk::fence`] returned, no I/O is served and no plaintext or key of this disk is left in its memory. So
+//!    plaintext never lies in a buffer while its request waits for the store: reads do all I/O first, then all crypto.
 //! 3. A failed write drops what it touched from the cache: nobody knows what the store holds then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cache::{BLOCK, BlockCache, BlockIndex, CacheStats};
 use crate::error::{Error, ErrorKind, Result};
-use crate::range_lock::RangeGuard;
 use crate::units::{ByteLen, ByteOffset, Extent};
-use crate::volume::{EncryptedVolume, Ticket};
+use crate::volume::EncryptedVolume;
 use crate::xts::XtsCipher;
 
 mod buffers;
@@ -107,8 +107,8 @@ impl PlainDisk {
         self.read_only
     }
 
-    /// Reads up to `len` bytes and shows them to `reply` in memory that the fence wipes: shorter at the end of the disk,
-    /// empty past it.
+    /// Reads up to `len` bytes and shows them to `reply`: shorter at the end of the disk, empty past it. They lie in memory
+    /// that is wiped as soon as `reply` returns.
     ///
     /// # Errors
     /// `Io`, `Revoked`.
@@ -116,10 +116,11 @@ impl PlainDisk {
         let extent = Extent::new(offset, len)
             .unwrap_or(Extent::new(offset, ByteLen::ZERO).expect("an offset alone fits"));
         let extent = extent.clamp_to(self.len());
-        let len = extent.len().to_usize().ok_or_else(|| too_large(extent))?;
+        let blocks = self.blocks_around(extent)?;
+        let len = blocks.len().to_usize().ok_or_else(|| too_large(extent))?;
         let done = self.buffers.with(len, |buf| {
-            self.fill(extent, buf)?;
-            Ok(reply(buf))
+            self.fill(blocks, buf)?;
+            Ok(reply(part(buf, blocks, extent)))
         });
         let done = done.and_then(|r| r);
         self.count(&done, &self.counters.reads, &self.counters.read_bytes, extent.len());
@@ -137,98 +138,41 @@ impl PlainDisk {
         })
     }
 
-    fn fill(&self, extent: Extent, buf: &mut [u8]) -> Result<()> {
-        let ticket = self.volume.gate().enter()?;
+    /// The whole blocks that a read fetches: sectors are decrypted as a whole anyway, and a whole block can be kept. The last
+    /// one ends with the last sector.
+    fn blocks_around(&self, extent: Extent) -> Result<Extent> {
         if extent.is_empty() {
+            return Ok(extent);
+        }
+        let layout = self.volume.layout();
+        let blocks = extent.outer(BLOCK as u64).zip(layout.size.round_up(layout.sector_size.bytes()));
+        blocks.map(|(blocks, end)| blocks.clamp_to(end)).ok_or_else(|| too_large(extent))
+    }
+
+    fn fill(&self, blocks: Extent, buf: &mut [u8]) -> Result<()> {
+        let ticket = self.volume.gate().enter()?;
+        if blocks.is_empty() {
             return Ok(());
         }
         let Some(cache) = self.cache.as_ref().filter(|_| buf.len() < BYPASS) else {
-            let guard = self.volume.lock_shared(extent)?;
-            return self.fill_past(ticket, &guard, extent, buf);
+            let guard = self.volume.lock_shared(blocks)?;
+            return self.volume.read_sectors(ticket, &guard, blocks.start(), buf);
         };
-        // The common case, a request within one block, takes no range lock when the block is here.
-        if extent.outer(BLOCK as u64).is_some_and(|outer| outer.len().get() == BLOCK as u64) {
-            if read_cached(cache, extent, buf) {
-                return self.volume.gate().check(ticket);
-            }
-            let guard = self.volume.lock_shared(extent)?;
-            return self.load(cache, ticket, &guard, extent, buf);
+        // The common case, one block, takes no range lock when the block is here.
+        if buf.len() <= BLOCK && cached(cache, blocks, buf) {
+            return self.volume.gate().check(ticket);
         }
-        let guard = self.volume.lock_shared(extent)?;
-        self.fill_through(cache, ticket, &guard, extent, buf)
-    }
-
-    /// Block by block from the cache; what is missing is read in runs as long as possible.
-    fn fill_through(
-        &self,
-        cache: &BlockCache,
-        ticket: Ticket,
-        guard: &RangeGuard<'_>,
-        extent: Extent,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        let mut missing: Option<Extent> = None;
-        for piece in extent.chunks(BLOCK as u64) {
-            let out = part_mut(buf, extent, piece);
-            if read_cached(cache, piece, out) {
-                if let Some(run) = missing.take() {
-                    self.load(cache, ticket, guard, run, part_mut(buf, extent, run))?;
-                }
-            } else {
-                let start = missing.map_or(piece.start(), Extent::start);
-                let len = piece.end().saturating_since(start);
-                missing = Extent::new(start, len);
-            }
+        let guard = self.volume.lock_shared(blocks)?;
+        if buf.len() > BLOCK && cached(cache, blocks, buf) {
+            return self.volume.gate().check(ticket);
         }
-        match missing {
-            Some(run) => self.load(cache, ticket, guard, run, part_mut(buf, extent, run)),
-            None => self.volume.gate().check(ticket),
-        }
-    }
-
-    /// Reads a run from the volume and puts its whole blocks into the cache, inside the gate.
-    fn load(
-        &self,
-        cache: &BlockCache,
-        ticket: Ticket,
-        guard: &RangeGuard<'_>,
-        run: Extent,
-        out: &mut [u8],
-    ) -> Result<()> {
-        self.fill_past(ticket, guard, run, out)?;
-        let whole = run.inner(BLOCK as u64);
+        self.volume.read_sectors(ticket, &guard, blocks.start(), buf)?;
         // Inside a crypto section, so that the fence, which waits for those and then wipes, cannot miss an insert.
         self.volume.gate().with_cipher(ticket, |_| {
-            for block in whole.chunks(BLOCK as u64) {
-                cache.insert(guard, BlockIndex::of(block.start()), part_mut(out, run, block));
+            for block in blocks.inner(BLOCK as u64).chunks(BLOCK as u64) {
+                cache.insert(&guard, BlockIndex::of(block.start()), part(buf, blocks, block));
             }
         })
-    }
-
-    /// From the volume: whole sectors straight into the buffer, partial ones at the two ends through a small secret.
-    fn fill_past(
-        &self,
-        ticket: Ticket,
-        guard: &RangeGuard<'_>,
-        extent: Extent,
-        out: &mut [u8],
-    ) -> Result<()> {
-        let size = self.volume.layout().sector_size;
-        let whole = extent.inner(size.bytes());
-        if !whole.is_empty() {
-            self.volume.read_sectors(ticket, guard, whole.start(), part_mut(out, extent, whole))?;
-        }
-        if whole == extent {
-            return Ok(());
-        }
-        let mut sector = zeroize::Zeroizing::new([0; 4096]);
-        let sector = &mut sector[..size.len()];
-        for piece in extent.chunks(size.bytes()).filter(|p| p.len().get() < size.bytes()) {
-            let outer = piece.outer(size.bytes()).ok_or_else(|| too_large(piece))?;
-            self.volume.read_sectors(ticket, guard, outer.start(), sector)?;
-            part_mut(out, extent, piece).copy_from_slice(part(sector, outer, piece));
-        }
-        Ok(())
     }
 
     /// Writes all of `data`.
@@ -246,8 +190,7 @@ impl PlainDisk {
         if extent.is_empty() {
             return Ok(());
         }
-        let guard = self.volume.lock_exclusive(extent)?;
-        let ticket = self.volume.gate().enter()?;
+        let (guard, ticket) = self.volume.lock_exclusive(extent)?;
         let written = self.volume.write(ticket, &guard, offset, data);
         // Also of a failed one, which may have changed something. After it, or a sync in between would count it as covered.
         self.changes.fetch_add(1, Ordering::AcqRel);
@@ -388,21 +331,20 @@ impl PlainDisk {
         Ok(ByteLen::new(store.min(self.len().get())).expect("bounded by the disk's length"))
     }
 
-    /// Takes the key away: new I/O is refused at once, crypto that runs is waited for (microseconds), key, schedules,
-    /// cache and reply buffers are wiped. Returns false when it was closed already. The store is not synced here: that may
-    /// block, and is the caller's to do afterwards.
+    /// Takes the key away: new I/O is refused at once, crypto that runs is waited for (microseconds), key, schedules and
+    /// cache are wiped; reply buffers hold plaintext only between crypto and reply. Returns false when it was closed already.
+    /// The store is not synced here: that may block, and is the caller's to do afterwards.
     pub fn fence(&self) -> bool {
         self.volume.gate().close(|| {
             if let Some(cache) = &self.cache {
                 cache.wipe();
             }
-            self.buffers.wipe();
         })
     }
 
-    /// Serves again, with a cipher derived anew. Returns false when the gate was open.
+    /// Serves again, with a cipher derived anew. Returns false when the gate was open. A change that hangs in the store since
+    /// before the fence keeps its range locked: whoever wants that waits for it, nobody else does.
     pub fn resume(&self, cipher: XtsCipher) -> bool {
-        self.buffers.reopen();
         self.volume.gate().reopen(cipher)
     }
 
@@ -443,11 +385,17 @@ fn too_large(extent: Extent) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("range {extent}: too large"))
 }
 
-/// A piece that lies within one block.
-fn read_cached(cache: &BlockCache, piece: Extent, out: &mut [u8]) -> bool {
-    let block = BlockIndex::of(piece.start());
-    let within = piece.start().saturating_since(block.extent().start());
-    cache.read(block, within.to_usize().expect("less than a block"), out)
+/// Takes all blocks from the cache, or nothing: what has to be read is read in one go, and no plaintext waits for it.
+fn cached(cache: &BlockCache, blocks: Extent, out: &mut [u8]) -> bool {
+    let (mut found, mut wanted) = (0, 0);
+    for block in blocks.chunks(BLOCK as u64) {
+        found += usize::from(cache.read(BlockIndex::of(block.start()), 0, part_mut(out, blocks, block)));
+        wanted += 1;
+    }
+    if 0 < found && found < wanted {
+        zeroize::Zeroize::zeroize(out);
+    }
+    found == wanted
 }
 
 /// The bytes of `piece` in the memory of `whole`.

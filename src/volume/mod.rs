@@ -24,15 +24,15 @@ mod gate;
 
 pub use gate::{Gate, Ticket};
 
-/// Bytes encrypted or decrypted before the store is asked again: the run and its image stay in the second-level cache
-/// (half a MiB to 2 MiB on machines of today), which 1 MiB at a time would not.
+/// Bytes encrypted before the store is asked again, and bytes in one crypto section: the run and its image stay in the
+/// second-level cache (half a MiB to 2 MiB on machines of today), which 1 MiB at a time would not.
 const RUN: u64 = RUN_LEN as u64;
 const RUN_LEN: usize = 128 * 1024;
 
 /// Bytes punched or overwritten with encrypted zeros under one range lock, so that other I/O can pass in between.
 const DISCARD_STEP: u64 = 64 * 1024 * 1024;
 
-thread_local! {
+crate::sync::thread_local! {
     /// Ciphertext on its way to the store. Never plaintext when no crypto section runs.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -104,11 +104,15 @@ impl EncryptedVolume {
     }
 
     /// Locks the whole blocks around `extent` for changing: at least sectors, and whole cache blocks where those are larger.
+    /// The gate is asked before, so that nobody who comes after the fence waits for a write that hangs in the store, and
+    /// again afterwards: the ticket is of the time when the lock was got.
     ///
     /// # Errors
-    /// `InvalidInput` past 2^63.
-    pub fn lock_exclusive(&self, extent: Extent) -> Result<RangeGuard<'_>> {
-        Ok(self.locks.exclusive(self.outer(extent)?))
+    /// `InvalidInput` past 2^63, `Revoked`.
+    pub fn lock_exclusive(&self, extent: Extent) -> Result<(RangeGuard<'_>, Ticket)> {
+        let _open = self.gate.enter()?;
+        let guard = self.locks.exclusive(self.outer(extent)?);
+        Ok((guard, self.gate.enter()?))
     }
 
     // Locks are on 4096 bytes also when sectors are smaller, so that a cache block is always covered.
@@ -127,7 +131,8 @@ impl EncryptedVolume {
         ByteOffset::new(self.layout.offset.get() + offset.get()).expect("the segment's end is below 2^63")
     }
 
-    /// Reads whole sectors into `buf` (its length a multiple of the sector) and decrypts them there.
+    /// Reads whole sectors into `buf` (its length a multiple of the sector) and decrypts them there: first all of the I/O,
+    /// then all of the crypto, so that no plaintext waits in `buf` for a store that hangs.
     ///
     /// # Errors
     /// `Io` from the store, `Revoked` from the gate; `buf` then holds no plaintext of this read.
@@ -143,17 +148,19 @@ impl EncryptedVolume {
     ) -> Result<()> {
         let extent = Extent::new(at, ByteLen::of(buf)).expect("within the disk");
         assert!(guard.covers(extent) && extent.inner(self.unit()) == extent, "read without the range lock");
-        let mut rest = &mut *buf;
+        let read = self.store.read_at(self.place(at), buf).and_then(|()| self.decrypt(ticket, extent, buf));
+        if read.is_err() {
+            zeroize::Zeroize::zeroize(buf);
+        }
+        read
+    }
+
+    /// A run at a time, so that a fence need not wait for more.
+    fn decrypt(&self, ticket: Ticket, extent: Extent, mut rest: &mut [u8]) -> Result<()> {
         for run in extent.chunks(RUN) {
             let (now, later) = rest.split_at_mut(run.len().to_usize().expect("at most RUN"));
             rest = later;
-            let done = self.store.read_at(self.place(run.start()), now).and_then(|()| {
-                self.gate.with_cipher(ticket, |cipher| self.decrypt_run(cipher, run.start(), now))
-            });
-            if let Err(e) = done {
-                zeroize::Zeroize::zeroize(buf);
-                return Err(e);
-            }
+            self.gate.with_cipher(ticket, |cipher| self.decrypt_run(cipher, run.start(), now))?;
         }
         Ok(())
     }
@@ -180,7 +187,8 @@ impl EncryptedVolume {
     /// changed and written back.
     ///
     /// # Errors
-    /// `NoSpace`, `Io`, `Revoked`. What was written before the failure is unknown; drop it from any cache.
+    /// `NoSpace`, `Io`, `Revoked` (also when the gate closed during the last of the I/O: then all was written, but nobody
+    /// may say so). What was written before the failure is unknown; drop it from any cache.
     ///
     /// # Panics
     /// When `guard` does not own the range: a bug.
@@ -193,13 +201,14 @@ impl EncryptedVolume {
             rest = later;
             self.write_run(ticket, run, now)?;
         }
-        Ok(())
+        self.gate.check(ticket)
     }
 
     fn write_run(&self, ticket: Ticket, run: Extent, data: &[u8]) -> Result<()> {
         let outer = run.outer(self.unit()).expect("within the disk");
         let len = outer.len().to_usize().expect("at most RUN and two sectors");
-        SCRATCH.with_borrow_mut(|scratch| {
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.borrow_mut();
             if scratch.len() < len {
                 scratch.resize(len, 0);
             }
@@ -257,10 +266,9 @@ impl EncryptedVolume {
         mut each: impl FnMut(&RangeGuard<'_>, Extent),
     ) -> Result<()> {
         for step in extent.chunks(DISCARD_STEP) {
-            let guard = self.lock_exclusive(step)?;
+            let (guard, ticket) = self.lock_exclusive(step)?;
             // Before the change: whoever looks must not find the old bytes once it has begun.
             each(&guard, step);
-            let ticket = self.gate.enter()?;
             let whole = step.inner(self.unit());
             if !(free && self.layout.discards && self.layout.zero_holes) || whole.is_empty() {
                 self.write_zeros(ticket, &guard, step)?;
@@ -276,6 +284,7 @@ impl EncryptedVolume {
                             Extent::new(edge.0, edge.1.saturating_since(edge.0)).expect("within the disk");
                         self.write_zeros(ticket, &guard, edge)?;
                     }
+                    self.gate.check(ticket)?;
                 }
                 Err(e) if e.kind() == ErrorKind::Unsupported => self.write_zeros(ticket, &guard, step)?,
                 Err(e) => return Err(e),
@@ -303,8 +312,7 @@ impl EncryptedVolume {
         let whole = Extent::new(ByteOffset::ZERO, end).expect("checked by new");
         let mut buf = Zeroizing::new(vec![0; RUN_LEN]);
         for run in whole.chunks(RUN) {
-            let guard = self.lock_exclusive(run)?;
-            let ticket = self.gate.enter()?;
+            let (guard, ticket) = self.lock_exclusive(run)?;
             let now = &mut buf[..run.len().to_usize().expect("at most RUN")];
             self.store.read_at(self.place(run.start()), now)?;
             let mut at = run.start();
