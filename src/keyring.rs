@@ -40,7 +40,7 @@ pub struct Unlocked {
 /// the next; one whose key fails digest or MAC ends the search, because the container is not what it claims to be.
 ///
 /// # Errors
-/// Every token's reason, by kid: `Denied`, `Unreachable` (when trying again could help) or `Damaged`.
+/// Every token's reason, by kid: `Denied`, `Unreachable` or `Busy` (when trying again could help) or `Damaged`.
 pub fn unlock<'a>(header: &Header, attempts: impl IntoIterator<Item = Attempt<'a>>) -> Result<Unlocked> {
     let mut failures: Vec<(Kid, Error)> = Vec::new();
     for attempt in attempts {
@@ -69,7 +69,8 @@ fn join(mut failures: Vec<(Kid, Error)>) -> Error {
         1 => failures.remove(0).1,
         _ => {
             let severity = |e: &Error| match e.kind() {
-                ErrorKind::Unreachable => 3,
+                // Trying again could help, so it is no denial (RULINGS 20); the last three are those of sets.db.
+                ErrorKind::Unreachable | ErrorKind::Busy | ErrorKind::Io | ErrorKind::NoSpace => 3,
                 ErrorKind::Denied => 2,
                 ErrorKind::Damaged => 1,
                 _ => 0,
@@ -97,4 +98,37 @@ pub fn wrap(vault: &dyn KeyVault, kid: &Kid, key: &VolumeKey, call: &Call) -> Re
         return Err(VaultError::Corrupt(message).into());
     }
     Ok(wrapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(kinds: &[ErrorKind]) -> Error {
+        let failure = |(n, kind): (usize, &ErrorKind)| {
+            let kid = Kid::parse(&format!("https://demo.vault.example/keys/k/{n}")).unwrap();
+            (kid, Error::new(*kind, format!("reason {n}")))
+        };
+        join(kinds.iter().enumerate().map(failure).collect())
+    }
+
+    #[test]
+    fn what_may_pass_is_said_before_what_was_refused_and_that_before_damage() {
+        use ErrorKind::{Busy, Damaged, Denied, Io, NoSpace, Unreachable, Unsupported};
+        for (kinds, expected) in [
+            (&[][..], Unsupported),
+            (&[Denied], Denied),
+            (&[Denied, Damaged], Denied),
+            (&[Damaged, Denied], Denied),
+            (&[Denied, Unreachable], Unreachable),
+            (&[Unreachable, Denied, Damaged], Unreachable),
+            (&[Busy, Denied], Busy),
+            (&[Denied, Io], Io),
+            (&[NoSpace, Damaged], NoSpace),
+        ] {
+            let e = failed(kinds);
+            assert_eq!(e.kind(), expected, "{kinds:?}");
+            assert!((0..kinds.len()).all(|n| e.to_string().contains(&format!("reason {n}"))), "{e}");
+        }
+    }
 }
