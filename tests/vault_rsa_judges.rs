@@ -279,6 +279,22 @@ fn a_key_whose_factor_is_composite_is_refused() {
 }
 
 #[test]
+fn a_key_of_one_prime_squared_is_refused_and_does_not_panic() {
+    // n = p * p and d * e = 1 modulo p - 1: right in every sum, but q has no inverse modulo p.
+    let script = "import sys; p = int(sys.argv[1], 16); print('%x %x' % (p * p, pow(65537, -1, p - 1)))";
+    let hex = |text: &str| -> Vec<u8> {
+        let even = if text.len() % 2 == 1 { format!("0{text}") } else { text.to_owned() };
+        (0..even.len()).step_by(2).map(|i| u8::from_str_radix(&even[i..i + 2], 16).unwrap()).collect()
+    };
+    let p = String::from_utf8(openssl(THEIRS.path(), "prime -generate -hex -bits 1024")).unwrap();
+    let sums = Command::new("python3").args(["-c", script, p.trim()]).output().unwrap();
+    let sums = String::from_utf8(sums.stdout).unwrap();
+    let (n, d) = sums.trim().split_once(' ').unwrap();
+    let p = hex(p.trim());
+    refusal(&[hex(n), vec![1, 0, 1], hex(d), p.clone(), p]);
+}
+
+#[test]
 fn other_sizes_and_kinds_of_key_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (make, found) in [
