@@ -95,6 +95,8 @@ enum Command {
 /// Runs the program: parses, runs, prints the error once, and says the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    // A limit on file sizes (ulimit -f) is an error of the write (EFBIG), not the end of a mount: unhandled, it would kill.
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, std::sync::Arc::default());
     let args: Vec<OsString> = std::env::args_os().collect();
     if let Some(helper) = helper::parse(&args) {
         return helper::main(helper);
