@@ -28,7 +28,8 @@ fn where_little_may_be_locked_the_key_is_and_the_rest_is_said_to_reach_swap() {
     home.wrapdisk(["volume-key", "vm.wd", "--output", "vm.key", "--yes"]).ok();
     let key = needles("the volume key", &std::fs::read(home.path("vm.key")).unwrap());
     std::fs::create_dir(home.path("place")).unwrap();
-    for (kib, key_locked, says) in [(Some(0), false, true), (Some(256), true, true), (None, true, false)] {
+    // 2 MiB: the schedules of as many processors as there may be, but not a sixteenth of the cache.
+    for (kib, key_locked, says) in [(Some(0), false, true), (Some(2048), true, true), (None, true, false)] {
         limited(&home, kib, &["mount", "vm.wd", "place", "--cache-size", "64M"]).ok();
         let mount = home.adopt(&home.path("place"));
         let file = std::fs::File::options().read(true).write(true).open(&mount.file).unwrap();
