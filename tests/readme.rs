@@ -71,6 +71,28 @@ fn the_test_command_is_there_and_explains_itself() {
     assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("--long"));
 }
 
+/// The bench takes a quarter of an hour: here it only has to understand what the README tells it.
+#[test]
+fn the_commands_that_measure_are_understood() {
+    let block = blocks("").into_iter().find(|b| b.contains("benches/fio/run")).unwrap();
+    let understood = |line: &str, more: &str| {
+        let script = format!("{line} {more}");
+        let out = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    for line in block.lines() {
+        match line.split(' ').next().unwrap() {
+            "benches/fio/run" => understood(line, "--list"),
+            "cargo" => understood(line.split(" -- ").next().unwrap(), "--help"),
+            other => panic!("{other}: nobody tests this line"),
+        }
+    }
+}
+
 /// The judge is no rubber stamp.
 #[test]
 fn a_command_that_fails_fails_the_block() {
