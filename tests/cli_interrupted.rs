@@ -15,8 +15,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{Done, Home, finish, noise, run};
 
-/// Takes many seconds to write, so that a signal always comes in the middle; nobody waits for its end.
-const LARGE: &str = "32G";
+/// Takes seconds to write, which nobody waits for here.
+const LARGE: &str = "2G";
+
+/// On a terminal, with every signal as it is by default: who runs the tests under nohup makes all of them ignore SIGHUP.
+fn start(command: &Command) -> Terminal {
+    let mut plain = Command::new("env");
+    plain.arg("--default-signal").arg(command.get_program()).args(command.get_args());
+    plain.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    plain.current_dir(command.get_current_dir().unwrap());
+    Terminal::start(&plain)
+}
 
 /// Ends a program once it has shown some progress: by its terminal, or by a signal.
 #[track_caller]
@@ -36,7 +45,7 @@ fn a_creation_that_is_ended_leaves_no_file_of_any_name() {
     let home = Home::ready();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
         let arguments = ["create", "vm.wd", "--size", LARGE, "--full"];
-        end_by(Terminal::start(&home.command(arguments)), "writing:", signal);
+        end_by(start(&home.command(arguments)), "writing:", signal);
         assert_eq!(names(home.root()), ["home"], "{signal}");
     }
     home.create("vm.wd", "1M", &["--full"]);
@@ -50,7 +59,7 @@ fn a_replacement_that_is_ended_leaves_the_old_disk() {
     let before = home.json(["info", "vm.wd"]);
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
         let arguments = ["create", "vm.wd", "--size", LARGE, "--full", "--force"];
-        let terminal = Terminal::start(&home.command(arguments));
+        let terminal = start(&home.command(arguments));
         terminal.wait_for("writing:");
         // Nobody mounts what is about to be replaced.
         let err = home.wrapdisk(["check", "vm.wd"]).fails(1);
@@ -99,7 +108,7 @@ fn where_files_must_have_a_name_a_signal_takes_it_away() {
         [(Signal::SIGINT, &["odd/new.wd"][..]), (Signal::SIGTERM, &["odd/vm.wd", "--force"])]
     {
         let arguments = [&["create", "--size", LARGE, "--full"], force].concat();
-        let terminal = Terminal::start(&home.command(arguments));
+        let terminal = start(&home.command(arguments));
         terminal.wait_for("writing:");
         let now = names(&place);
         assert!(now[0].starts_with('.') && now[0].ends_with(".new"), "{now:?}");
@@ -111,11 +120,11 @@ fn where_files_must_have_a_name_a_signal_takes_it_away() {
     drop(odd);
 }
 
-/// Data at both ends and in the middle of a disk of a GiB, holes between.
+/// Data at both ends and in the middle of a disk of 512 MiB, holes between.
 fn fill(file: &Path) {
     use std::os::unix::fs::FileExt;
     let disk = fs::File::options().write(true).open(file).unwrap();
-    for (seed, at) in [(1, 0), (2, 512 << 20), (3, 1023 << 20)] {
+    for (seed, at) in [(1, 0), (2, 256 << 20), (3, 511 << 20)] {
         disk.write_all_at(&noise(seed, 1 << 20), at).unwrap();
     }
     disk.sync_all().unwrap();
@@ -129,13 +138,13 @@ fn digest(file: &str) -> String {
 #[test]
 fn a_seal_that_is_ended_loses_nothing_and_can_be_run_again() {
     let home = Home::ready();
-    home.create("vm.wd", "1G", &[]);
+    home.create("vm.wd", "512M", &[]);
     let mount = home.mount("vm.wd", &[]);
     fill(&mount.file);
     let before = digest(mount.text());
     mount.unmount();
     for signal in [Signal::SIGINT, Signal::SIGKILL] {
-        end_by(Terminal::start(&home.command(["seal", "vm.wd"])), "sealing:", signal);
+        end_by(start(&home.command(["seal", "vm.wd"])), "sealing:", signal);
         assert_eq!(home.json(["info", "vm.wd"])["holes"], "zeros");
         home.wrapdisk(["check", "vm.wd"]).ok();
     }
@@ -148,7 +157,7 @@ fn a_seal_that_is_ended_loses_nothing_and_can_be_run_again() {
     mount.unmount();
 
     let said = home.wrapdisk(["seal", "vm.wd"]).ok();
-    assert_eq!(said, format!("{}: sealed, 1 GiB", home.text("vm.wd")));
+    assert_eq!(said, format!("{}: sealed, 512 MiB", home.text("vm.wd")));
     let info = home.json(["info", "vm.wd"]);
     assert_eq!((&info["holes"], &info["discards"]), (&"none".into(), &false.into()));
     assert_eq!(home.wrapdisk(["seal", "vm.wd"]).ok(), format!("{}: sealed already", home.text("vm.wd")));

@@ -180,9 +180,10 @@ fn fsx_notices_ciphertext_that_changes_below_the_mount() {
                 }
             }
         });
-        let done = fsx(&home, &mount.file, EVERYTHING, 1, 1_000_000);
+        // Also when it panics, because fsx cannot be started: the scope waits for the other thread.
+        let done = std::panic::catch_unwind(|| fsx(&home, &mount.file, EVERYTHING, 1, 1_000_000));
         ended.store(true, Ordering::Relaxed);
-        done
+        done.unwrap_or_else(|e| std::panic::resume_unwind(e))
     });
     let said = done.fails(1);
     assert!(said.contains("miscompare"), "{said}");
