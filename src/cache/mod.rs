@@ -107,7 +107,7 @@ impl BlockCache {
                 slots: LruCache::unbounded(),
                 memory: SecretBytes::zeroed(per_stripe.saturating_mul(BLOCK))?,
                 free: (0..per_stripe).rev().collect(),
-                stats: CacheStats { capacity: per_stripe as u64, ..CacheStats::default() },
+                stats: CacheStats::default(),
             }))
         };
         let stripes = (0..STRIPES).map(|_| stripe()).collect::<Result<_>>()?;
@@ -230,7 +230,8 @@ impl BlockCache {
     /// The sums over all stripes.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.stripes.iter().fold(CacheStats::default(), |sum, stripe| {
+        let none = CacheStats { capacity: self.capacity, ..CacheStats::default() };
+        self.stripes.iter().fold(none, |sum, stripe| {
             let stripe = lock(stripe);
             CacheStats {
                 hits: sum.hits + stripe.stats.hits,
@@ -238,7 +239,7 @@ impl BlockCache {
                 inserts: sum.inserts + stripe.stats.inserts,
                 evictions: sum.evictions + stripe.stats.evictions,
                 blocks: sum.blocks + stripe.slots.len() as u64,
-                capacity: sum.capacity + stripe.stats.capacity,
+                capacity: sum.capacity,
             }
         })
     }

@@ -42,7 +42,7 @@ pub(super) fn is_supported() -> bool {
         && is_x86_feature_detected!("aes")
 }
 
-/// True when aws-lc takes its own wide path, which is faster still: its `CRYPTO_is_VAES_capable` and AVX-512.
+/// True when aws-lc takes its own wide path.
 pub(super) fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
