@@ -150,11 +150,7 @@ fn a_record_says_who_did_what_with_which_key_in_azures_words() {
     let key = vault.create_key("disk-kek", RsaBits::B2048, &admin).unwrap();
     let oid = vault.create_identity("prod", IdentityKind::System, &admin).unwrap();
     vault.grant(oid, Role::CryptoServiceEncryptionUser, Some("disk-kek"), &admin).unwrap();
-    let call = Call {
-        identity: oid,
-        correlation: uuid::Uuid::new_v4(),
-        reason: format!("mount /mnt/\"x\"\n{}", "y".repeat(1000)),
-    };
+    let call = Call::new(oid, format!("mount /mnt/\"x\"\n{}", "y".repeat(1000)));
     let dek = Secret::random().unwrap();
     let wrapped = vault.wrap(&key.kid, WrapAlg::RsaOaep256, &dek, &call).unwrap();
     vault.set_enabled(&KeyRef::parse("disk-kek").unwrap(), false, &admin).unwrap();

@@ -73,7 +73,7 @@ impl Admin for Local {
         if let Some(key) = grant {
             self.vault.grant(oid, Role::CryptoServiceEncryptionUser, key, &self.admin()).unwrap();
         }
-        Call { identity: oid, correlation: Uuid::new_v4(), reason: "mount /mnt/vm".into() }
+        Call::new(oid, "mount /mnt/vm")
     }
     fn set_identity_enabled(&self, call: &Call, enabled: bool) {
         self.sql("UPDATE identity SET enabled = ?1 WHERE oid = ?2", (enabled, call.identity.to_string()));

@@ -77,7 +77,7 @@ impl Access {
     /// A call in the name of a set's identity.
     #[must_use]
     pub fn call(&self, set: &Set, reason: &str) -> Call {
-        Call { identity: set.identity, correlation: uuid::Uuid::new_v4(), reason: reason.to_owned() }
+        Call::new(set.identity, reason)
     }
 
     /// Against a container replaced by one whose key somebody else knows (ON-DISK section 5 c).

@@ -13,11 +13,13 @@ use std::fmt;
 use crate::error::{Error, ErrorKind};
 use crate::secret::Secret;
 
+mod key;
 pub mod local;
 
+pub use self::key::{KeyInfo, KeyOperation};
 pub use crate::envelope::{KeyRef, Kid, WrapAlg, WrappedDek};
 
-/// In whose name a call is made, and why: it goes into the audit record.
+/// In whose name a call is made, why, from where, and until when: all but the last goes into the audit record.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Object id of the identity (a set's, or the administrator's).
@@ -26,25 +28,40 @@ pub struct Call {
     pub correlation: uuid::Uuid,
     /// For people: "mount /mnt/vm", "create vm.wd".
     pub reason: String,
+    /// Who is at the other end.
+    pub origin: Origin,
+    /// A vault that is asked over the network gives up then; without one, after its own limit.
+    pub deadline: Option<std::time::Instant>,
 }
 
-/// What a vault says of one version of a key; no private part.
-#[derive(Clone, Debug)]
-pub struct KeyInfo {
-    /// With version.
-    pub kid: Kid,
-    /// 2048, 3072 or 4096.
-    pub bits: u32,
-    /// Switched on?
-    pub enabled: bool,
-    /// Not before, unix seconds.
-    pub not_before: Option<i64>,
-    /// Expires, unix seconds.
-    pub expires: Option<i64>,
-    /// Unix seconds.
-    pub created: i64,
-    /// Unix seconds.
-    pub updated: i64,
+/// Where a call came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This process.
+    Process,
+    /// A client of `vault serve`.
+    Network {
+        /// Its address.
+        address: std::net::IpAddr,
+        /// `TLS1_2` or `TLS1_3`.
+        tls: &'static str,
+        /// Its `User-Agent`, a hostile text.
+        agent: String,
+    },
+}
+
+impl Call {
+    /// A call of this process.
+    #[must_use]
+    pub fn new(identity: uuid::Uuid, reason: impl Into<String>) -> Self {
+        Self {
+            identity,
+            correlation: uuid::Uuid::new_v4(),
+            reason: reason.into(),
+            origin: Origin::Process,
+            deadline: None,
+        }
+    }
 }
 
 /// Why a vault refuses.

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::refusal::{Fail, from_sqlite};
 use super::seal::RootKey;
 use crate::error::{Error, ErrorKind, Result};
+use crate::vault::Origin;
 
 const CHAIN_DOMAIN: &[u8] = b"wrapdisk audit v1";
 const HEAD_DOMAIN: &[u8] = b"wrapdisk audit head v1";
@@ -99,18 +100,28 @@ impl Event<'_> {
         if let Some(id) = self.client_id {
             claim["appid"] = id.into();
         }
-        // The reason is a caller's text: JSON escapes it, and it cannot grow a record without bound.
-        let reason: String = self.call.reason.chars().take(256).collect();
+        // A caller's text: JSON escapes it, and it cannot grow a record without bound.
+        let short = |text: &str| text.chars().take(256).collect::<String>();
+        let (address, client) = match &self.call.origin {
+            Origin::Process => {
+                let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+                ("127.0.0.1".to_owned(), format!("wrapdisk/{version} pid={pid} {}", short(&self.call.reason)))
+            }
+            Origin::Network { address, agent, .. } => (address.to_string(), short(agent)),
+        };
         let slash = if self.action.is_empty() { "" } else { "/" };
         let mut properties = json!({
             "id": self.subject,
-            "clientInfo": format!("wrapdisk/{} pid={} {reason}", env!("CARGO_PKG_VERSION"), std::process::id()),
+            "clientInfo": client,
             "requestUri": format!("{}{slash}{}?api-version={API_VERSION}", self.subject, self.action),
             "httpStatusCode": self.status,
             "isAccessPolicyMatch": self.policy_match,
         });
         if let Some(bits) = self.bits {
             properties["keyProperties"] = json!({ "type": "RSA", "size": bits });
+        }
+        if let Origin::Network { tls, .. } = self.call.origin {
+            properties["tlsVersion"] = tls.into();
         }
         if let Some(change) = self.change {
             properties["change"] = change.into();
@@ -129,7 +140,7 @@ impl Event<'_> {
             record["resultDescription"] = description.into();
         }
         record["durationMs"] = self.duration.as_millis().to_string().into();
-        record["callerIpAddress"] = "127.0.0.1".into();
+        record["callerIpAddress"] = address.into();
         record["correlationId"] = self.call.correlation.to_string().into();
         record["identity"] = json!({ "claim": claim });
         record["properties"] = properties;

@@ -19,7 +19,7 @@ use super::seal::Place;
 use super::{LocalVault, Task, Work, now};
 use crate::envelope::{valid_name, valid_version};
 use crate::secret::Secret;
-use crate::vault::{Call, KeyInfo, KeyRef, KeyVault, Kid, VaultError, WrapAlg, WrappedDek};
+use crate::vault::{Call, KeyInfo, KeyOperation, KeyRef, KeyVault, Kid, VaultError, WrapAlg, WrappedDek};
 
 /// What a key that was made here may do; an imported one may do all six (KEY-VAULT section 2).
 const WRAPPING: &str = r#"["wrapKey","unwrapKey"]"#;
@@ -228,8 +228,7 @@ impl Work<'_> {
         if !row.enabled {
             return Err(self.refuse(|scene| scene.disabled(&row.name, &row.version)));
         }
-        let ops: Vec<String> = serde_json::from_str(&row.key_ops).unwrap_or_default();
-        if !ops.iter().any(|op| op == self.permission.name()) {
+        if !row.operations()?.iter().any(|op| op.name() == self.permission.name()) {
             return Err(self.refuse(|scene| scene.operation_forbidden()));
         }
         Ok(row)
@@ -264,7 +263,7 @@ impl Work<'_> {
 
 fn select(condition: &str, order: &str) -> String {
     format!(
-        "SELECT k.id, k.name, v.version, v.bits, v.private, v.enabled, v.nbf, v.exp, v.created, v.updated, v.key_ops
+        "SELECT k.id, k.name, v.version, v.bits, v.private, v.enabled, v.nbf, v.exp, v.created, v.updated, v.key_ops, v.tags, v.n, v.e
            FROM key_version v JOIN key k ON k.id = v.key WHERE {condition} ORDER BY {order}"
     )
 }
@@ -282,6 +281,9 @@ struct Version {
     created: i64,
     updated: i64,
     key_ops: String,
+    tags: String,
+    n: Vec<u8>,
+    e: Vec<u8>,
 }
 
 impl Version {
@@ -298,6 +300,9 @@ impl Version {
             created: row.get(8)?,
             updated: row.get(9)?,
             key_ops: row.get(10)?,
+            tags: row.get(11)?,
+            n: row.get(12)?,
+            e: row.get(13)?,
         })
     }
 
@@ -316,7 +321,26 @@ impl Version {
             expires: self.expires,
             created: self.created,
             updated: self.updated,
+            operations: self.operations()?,
+            tags: serde_json::from_str(&self.tags).map_err(|e| self.damaged("tags", e))?,
+            n: self.n.clone(),
+            e: self.e.clone(),
         })
+    }
+
+    fn operations(&self) -> Result<Vec<KeyOperation>, Fail> {
+        let names: Vec<String> =
+            serde_json::from_str(&self.key_ops).map_err(|e| self.damaged("key_ops", e))?;
+        names
+            .iter()
+            .map(|name| KeyOperation::parse(name))
+            .collect::<Result<_, _>>()
+            .map_err(|e| self.damaged("key_ops", e))
+    }
+
+    fn damaged(&self, column: &str, found: impl std::fmt::Display) -> Fail {
+        let (name, version) = (&self.name, &self.version);
+        Fail::Broken(VaultError::Corrupt(format!("key {name}/{version} in vault.db: {column}: {found}")))
     }
 
     /// [`Version::to_info`], and the audit record is about this version.

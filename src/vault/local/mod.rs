@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use self::authz::{Caller, Permission};
 use self::db::Db;
-use self::refusal::{Fail, Scene, from_sqlite, transient};
+use self::refusal::{Scene, from_sqlite, transient};
 use self::seal::{FIRST_GENERATION, Place, ROOT_KEY, RootKey};
 use super::{Call, VaultError};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +41,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
 pub use self::authz::{IdentityKind, Role};
 pub use self::import::ImportedKey;
+pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
 
 /// The embedded vault of one folder.
@@ -126,7 +127,7 @@ impl LocalVault {
     /// A call as the owner of the files, who may do everything.
     #[must_use]
     pub fn admin(&self, reason: &str) -> Call {
-        Call { identity: self.admin, correlation: Uuid::new_v4(), reason: reason.to_owned() }
+        Call::new(self.admin, reason)
     }
 
     /// A number that grows with every change to keys, grants and identities, and with nothing else (RULINGS 24).
@@ -386,7 +387,7 @@ fn first_rows(conn: &mut Connection, root: &RootKey, facts: &Facts) -> Result<()
              VALUES (?1, ?2, 'admin', 'admin', 1, ?3)",
             params![admin.to_string(), Uuid::new_v4().to_string(), now()],
         )?;
-        let call = Call { identity: admin, correlation: Uuid::new_v4(), reason: "vault init".into() };
+        let call = Call::new(admin, "vault init");
         let event = audit::Event {
             operation: "VaultPatch",
             vault_name: &facts.name,

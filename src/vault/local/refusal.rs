@@ -11,7 +11,7 @@ use crate::vault::{Denial, VaultError};
 
 /// Why an operation gave no answer.
 #[derive(Debug)]
-pub(super) enum Fail {
+pub enum Fail {
     /// The vault looked and says no: this goes into the audit.
     Refused(Refusal),
     /// It could not look, or could not work: nothing happened.
@@ -20,15 +20,17 @@ pub(super) enum Fail {
 
 /// A "no", for the caller and for the audit.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// As over HTTP.
-    pub(super) status: u16,
+    pub status: u16,
     /// `resultSignature`: Azure's outer code.
-    pub(super) signature: &'static str,
+    pub signature: &'static str,
+    /// Azure's inner code, where there is one.
+    pub inner: Option<&'static str>,
     /// `resultDescription`: Azure's sentence.
-    pub(super) description: String,
+    pub description: String,
     /// For the caller.
-    pub(super) error: VaultError,
+    pub error: VaultError,
 }
 
 impl Refusal {
@@ -37,6 +39,7 @@ impl Refusal {
         Self {
             status: 500,
             signature: "InternalError",
+            inner: None,
             description: message.clone(),
             error: VaultError::Corrupt(message),
         }
@@ -99,11 +102,18 @@ pub(super) struct Scene<'a> {
     pub(super) vault: &'a str,
 }
 
+/// Status, outer and inner code of an answer (KEY-VAULT section 3).
+type Code = (u16, &'static str, Option<&'static str>);
+
+const fn forbidden(inner: &'static str) -> Code {
+    (403, "Forbidden", Some(inner))
+}
+
 impl Scene<'_> {
-    fn denied(&self, denial: Denial, status: u16, description: String, next: &str) -> Refusal {
-        let signature = if status == 404 { "KeyNotFound" } else { "Forbidden" };
+    fn denied(&self, denial: Denial, code: Code, description: String, next: &str) -> Refusal {
+        let (status, signature, inner) = code;
         let error = VaultError::Denied(denial, self.message(&description, next));
-        Refusal { status, signature, description, error }
+        Refusal { status, signature, inner, description, error }
     }
 
     fn rejected(&self, code: &'static str, status: u16, description: String, next: &str) -> Refusal {
@@ -113,7 +123,7 @@ impl Scene<'_> {
             _ => "BadParameter",
         };
         let error = VaultError::Rejected { code, message: self.message(&description, next) };
-        Refusal { status, signature, description, error }
+        Refusal { status, signature, inner: None, description, error }
     }
 
     fn message(&self, description: &str, next: &str) -> String {
@@ -131,14 +141,14 @@ impl Scene<'_> {
             "The identity {} does not have keys {} permission on key vault '{}'.",
             self.identity, self.operation, self.vault
         );
-        self.denied(Denial::NoPermission, 403, description, next)
+        self.denied(Denial::NoPermission, forbidden("ForbiddenByPolicy"), description, next)
     }
 
     /// For data operations: a container asks for a key that is gone.
     pub(super) fn deleted(&self, key: &str) -> Refusal {
         self.denied(
             Denial::Deleted,
-            404,
+            (404, "KeyNotFound", None),
             not_found(key),
             "see what there is: wrapdisk key list; a lost key can only come back from a backup of the vault",
         )
@@ -152,7 +162,7 @@ impl Scene<'_> {
     pub(super) fn disabled(&self, name: &str, version: &str) -> Refusal {
         self.denied(
             Denial::Disabled,
-            403,
+            forbidden("KeyDisabled"),
             format!("Operation {} is not allowed on a disabled key.", self.operation),
             &format!("enable it: wrapdisk key enable {name} --version {version}"),
         )
@@ -161,7 +171,7 @@ impl Scene<'_> {
     pub(super) fn operation_forbidden(&self) -> Refusal {
         self.denied(
             Denial::NoPermission,
-            403,
+            forbidden("KeyOperationForbidden"),
             format!("Operation {} is not permitted on this key.", self.operation),
             "its key_ops do not name the operation: use another key",
         )
@@ -170,7 +180,7 @@ impl Scene<'_> {
     pub(super) fn expired(&self, window: &str) -> Refusal {
         self.denied(
             Denial::Expired,
-            403,
+            forbidden("KeyNotYetValidOrExpired"),
             format!("Operation {} is not allowed outside the validity period of the key.", self.operation),
             &format!("it is valid {window}; make a new version: wrapdisk key create"),
         )
@@ -198,7 +208,7 @@ impl Scene<'_> {
         let description = "The parameter is incorrect.".to_owned();
         let error =
             VaultError::Corrupt(self.message(&description, "the wrapped key is damaged, or of another key"));
-        Refusal { status: 400, signature: "BadParameter", description, error }
+        Refusal { status: 400, signature: "BadParameter", inner: None, description, error }
     }
 }
 
