@@ -29,6 +29,7 @@ mod size;
 mod status;
 mod umount;
 mod unlock;
+mod vault;
 mod volume_key;
 
 use context::Context;
@@ -87,6 +88,8 @@ enum Command {
     Key(key::Command),
     #[command(subcommand)]
     Set(set::Command),
+    #[command(subcommand)]
+    Vault(vault::Command),
     Completion(generate::CompletionArgs),
     #[command(subcommand, hide = true)]
     Generate(generate::Command),
@@ -160,6 +163,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Header(command) => header::run(&context, &command),
         Command::Key(command) => key::run(&context, &command),
         Command::Set(command) => set::run(&context, &command),
+        Command::Vault(command) => vault::run(&context, &command),
         Command::Completion(args) => generate::completion(&args),
         Command::Generate(command) => generate::run(&command),
     };

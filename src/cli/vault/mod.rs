@@ -1,0 +1,48 @@
+//! `wrapdisk vault ...`: the embedded key vault itself, who may use it, and the vaults elsewhere that disks may use.
+//! One file a group of subcommands; what is short stands here.
+//!
+//! Must never see: a key's private part, a root key.
+
+use super::context::Context;
+use super::output;
+use crate::error::Result;
+use crate::vault::local::LocalVault;
+
+/// Manage the key vault: make it, say who may use it, keep a backup
+#[derive(Debug, clap::Subcommand)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk vault init production")]
+pub(super) enum Command {
+    /// Make an empty key vault; without it, the first `create` makes one named \"default\"
+    Init(Init),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  wrapdisk vault init
+  wrapdisk --state /srv/keys vault init production")]
+pub(super) struct Init {
+    /// 1 to 127 letters, digits and dashes
+    #[arg(default_value = "default")]
+    name: String,
+
+    #[command(flatten)]
+    output: output::OutputArgs,
+}
+
+pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
+    match command {
+        Command::Init(args) => init(context, args),
+    }
+}
+
+fn init(context: &Context, args: &Init) -> Result<()> {
+    let state = &context.dirs.state;
+    let vault = LocalVault::init(state, &args.name)?;
+    if args.output.json() {
+        return output::json(&serde_json::json!({ "name": vault.name(), "id": vault.id().to_string() }));
+    }
+    output::line(&format!("{}: made the vault \"{}\", {}", state.display(), vault.name(), vault.id()))
+}
