@@ -214,10 +214,10 @@ fn from_pem(file: &Path, passphrase: Option<&Path>) -> Result<ImportedKey> {
 }
 
 /// A name that was mistyped is no denial, as it would be for a disk that needs the key.
-fn mistyped(e: VaultError) -> Error {
-    match e {
-        VaultError::Denied(Denial::Deleted, _) => Error::from(e).as_kind(ErrorKind::NotFound),
-        _ => e.into(),
+fn mistyped(e: impl Into<VaultError>) -> Error {
+    match e.into() {
+        e @ VaultError::Denied(Denial::Deleted, _) => Error::from(e).as_kind(ErrorKind::NotFound),
+        e => e.into(),
     }
 }
 

@@ -13,27 +13,95 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a call needs, in Azure's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Permission {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Permission {
+    /// See a key and its versions' public halves.
     Get,
+    /// See which keys there are.
     List,
+    /// Make keys and versions.
     Create,
+    /// Bring keys.
     Import,
+    /// Change attributes, tags and allowed operations.
     Update,
+    /// Delete; it can be taken back.
+    Delete,
+    /// Take a deletion back.
+    Recover,
+    /// Take a key out, sealed.
+    Backup,
+    /// Put a backup back.
+    Restore,
+    /// Destroy for good.
+    Purge,
+    /// Make the next version.
+    Rotate,
+    /// See the rotation policy.
+    GetRotationPolicy,
+    /// Change the rotation policy.
+    SetRotationPolicy,
+    /// With the public half.
+    Encrypt,
+    /// With the private half.
+    Decrypt,
+    /// With the private half.
+    Sign,
+    /// With the public half.
+    Verify,
+    /// With the public half: encrypt a key.
     WrapKey,
+    /// With the private half: decrypt a key.
     UnwrapKey,
-    /// Identities and grants; the administrator's alone, no role has it.
+    /// Identities and grants; the administrator's alone, no role has it and nobody can be granted it.
     Manage,
 }
 
 impl Permission {
-    pub(super) const fn name(self) -> &'static str {
+    /// What can be granted.
+    pub const ALL: [Self; 19] = [
+        Self::Get,
+        Self::List,
+        Self::Create,
+        Self::Import,
+        Self::Update,
+        Self::Delete,
+        Self::Recover,
+        Self::Backup,
+        Self::Restore,
+        Self::Purge,
+        Self::Rotate,
+        Self::GetRotationPolicy,
+        Self::SetRotationPolicy,
+        Self::Encrypt,
+        Self::Decrypt,
+        Self::Sign,
+        Self::Verify,
+        Self::WrapKey,
+        Self::UnwrapKey,
+    ];
+
+    /// Azure's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::List => "list",
             Self::Create => "create",
             Self::Import => "import",
             Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Recover => "recover",
+            Self::Backup => "backup",
+            Self::Restore => "restore",
+            Self::Purge => "purge",
+            Self::Rotate => "rotate",
+            Self::GetRotationPolicy => "getrotationpolicy",
+            Self::SetRotationPolicy => "setrotationpolicy",
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+            Self::Sign => "sign",
+            Self::Verify => "verify",
             Self::WrapKey => "wrapKey",
             Self::UnwrapKey => "unwrapKey",
             Self::Manage => "manage",
@@ -85,11 +153,13 @@ impl Role {
     }
 
     pub(super) const fn permits(self, p: Permission) -> bool {
-        use Permission::{Create, Get, Import, List, UnwrapKey, Update, WrapKey};
+        use Permission::{Decrypt, Encrypt, Get, List, Manage, Purge, Sign, UnwrapKey, Verify, WrapKey};
         match self {
             Self::CryptoServiceEncryptionUser => matches!(p, Get | WrapKey | UnwrapKey),
-            Self::CryptoUser => matches!(p, Get | List | WrapKey | UnwrapKey),
-            Self::CryptoOfficer => matches!(p, Get | List | Create | Import | Update | WrapKey | UnwrapKey),
+            Self::CryptoUser => {
+                matches!(p, Get | List | Encrypt | Decrypt | Sign | Verify | WrapKey | UnwrapKey)
+            }
+            Self::CryptoOfficer => !matches!(p, Purge | Manage),
             Self::Auditor => matches!(p, List),
         }
     }

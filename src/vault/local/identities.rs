@@ -10,14 +10,14 @@ use super::authz::{IdentityKind, Permission, Role};
 use super::refusal::Fail;
 use super::{LocalVault, Task, Work, now};
 use crate::envelope::valid_name;
-use crate::vault::{Call, VaultError};
+use crate::vault::Call;
 
 impl LocalVault {
     /// Makes an identity, enabled and without grants; a set's own is [`IdentityKind::System`].
     ///
     /// # Errors
     /// `Rejected` (`BadParameter`: name; `Conflict`: another user has it), `Denied`, `Transient`.
-    pub fn create_identity(&self, name: &str, kind: IdentityKind, call: &Call) -> Result<Uuid, VaultError> {
+    pub fn create_identity(&self, name: &str, kind: IdentityKind, call: &Call) -> Result<Uuid, Fail> {
         self.audited(MANAGE, call, |work| {
             work.require(None)?;
             work.check_name(name)?;
@@ -41,13 +41,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Rejected` (`KeyNotFound`, `BadParameter`: no such identity), `Denied`, `Transient`.
-    pub fn grant(
-        &self,
-        identity: Uuid,
-        role: Role,
-        key: Option<&str>,
-        call: &Call,
-    ) -> Result<(), VaultError> {
+    pub fn grant(&self, identity: Uuid, role: Role, key: Option<&str>, call: &Call) -> Result<(), Fail> {
         self.audited(MANAGE, call, |work| {
             work.require(None)?;
             let id = work.scope(identity, key)?;
@@ -64,13 +58,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// As [`LocalVault::grant`].
-    pub fn revoke(
-        &self,
-        identity: Uuid,
-        role: Role,
-        key: Option<&str>,
-        call: &Call,
-    ) -> Result<(), VaultError> {
+    pub fn revoke(&self, identity: Uuid, role: Role, key: Option<&str>, call: &Call) -> Result<(), Fail> {
         self.audited(MANAGE, call, |work| {
             work.require(None)?;
             let id = work.scope(identity, key)?;

@@ -32,9 +32,9 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Rejected` (`BadParameter`: name), `Denied`, `Transient`.
-    pub fn create_key(&self, name: &str, bits: RsaBits, call: &Call) -> Answer<KeyInfo> {
+    pub fn create_key(&self, name: &str, bits: RsaBits, call: &Call) -> Result<KeyInfo, Fail> {
         // Seconds of work: before the transaction, which others would have to wait for.
-        let key = PrivateKey::generate(bits).map_err(|e| transient(e.chain()))?;
+        let key = PrivateKey::generate(bits)?;
         let path = format!("/keys/{}", shown(name));
         let task =
             Task { operation: "KeyCreate", permission: Permission::Create, path: &path, action: "create" };
@@ -45,7 +45,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// As [`LocalVault::create_key`].
-    pub fn import_key(&self, name: &str, material: &ImportedKey, call: &Call) -> Answer<KeyInfo> {
+    pub fn import_key(&self, name: &str, material: &ImportedKey, call: &Call) -> Result<KeyInfo, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task = Task { operation: "KeyImport", permission: Permission::Import, path: &path, action: "" };
         self.audited(task, call, |work| work.add_version(name, material.key(), ALL_SIX))
@@ -55,7 +55,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Denied`, `Transient`.
-    pub fn list_keys(&self, call: &Call) -> Answer<Vec<KeyInfo>> {
+    pub fn list_keys(&self, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
         let task = Task { operation: "KeyList", permission: Permission::List, path: "/keys", action: "" };
         self.audited(task, call, |work| {
             work.require(None)?;
@@ -67,7 +67,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
-    pub fn list_versions(&self, name: &str, call: &Call) -> Answer<Vec<KeyInfo>> {
+    pub fn list_versions(&self, name: &str, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task = Task {
             operation: "KeyListVersions",
@@ -90,7 +90,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
-    pub fn set_enabled(&self, key: &KeyRef, enabled: bool, call: &Call) -> Answer<KeyInfo> {
+    pub fn set_enabled(&self, key: &KeyRef, enabled: bool, call: &Call) -> Result<KeyInfo, Fail> {
         let path = path_of(key);
         let task = Task { operation: "KeyUpdate", permission: Permission::Update, path: &path, action: "" };
         self.audited(task, call, |work| {
@@ -113,7 +113,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
-    pub fn public_pem(&self, key: &KeyRef, call: &Call) -> Answer<String> {
+    pub fn public_pem(&self, key: &KeyRef, call: &Call) -> Result<String, Fail> {
         let path = path_of(key);
         let task = Task { operation: "KeyGet", permission: Permission::Get, path: &path, action: "" };
         self.audited(task, call, |work| {
@@ -127,14 +127,15 @@ impl KeyVault for LocalVault {
     fn describe(&self, key: &KeyRef, call: &Call) -> Answer<KeyInfo> {
         let path = path_of(key);
         let task = Task { operation: "KeyGet", permission: Permission::Get, path: &path, action: "" };
-        self.audited(task, call, |work| {
+        let done = self.audited(task, call, |work| {
             work.require(Some(&key.name))?;
             work.check_ref(key)?;
             match work.find(&key.name, key.version.as_deref())? {
                 Some(row) => row.info(work),
                 None => Err(work.refuse(|scene| scene.deleted(&shown_ref(key)))),
             }
-        })
+        });
+        done.map_err(VaultError::from)
     }
 
     fn wrap(&self, kid: &Kid, alg: WrapAlg, dek: &Secret<64>, call: &Call) -> Answer<WrappedDek> {
@@ -142,12 +143,13 @@ impl KeyVault for LocalVault {
         let path = format!("/keys/{}/{}", kid.name(), kid.version());
         let task =
             Task { operation: "KeyWrap", permission: Permission::WrapKey, path: &path, action: "wrapkey" };
-        self.audited(task, call, |work| {
+        let done = self.audited(task, call, |work| {
             let row = work.usable(kid)?;
             row.in_window(work)?;
             let bytes = row.open(work)?.wrap(dek)?;
             Ok(WrappedDek { kid: row.kid(work)?, alg, bytes })
-        })
+        });
+        done.map_err(VaultError::from)
     }
 
     fn unwrap(&self, wrapped: &WrappedDek, call: &Call) -> Answer<Secret<64>> {
@@ -159,14 +161,15 @@ impl KeyVault for LocalVault {
             path: &path,
             action: "unwrapkey",
         };
-        self.audited(task, call, |work| {
+        let done = self.audited(task, call, |work| {
             // No time window here: outside it an old wrap still opens, as at Azure.
             let row = work.usable(&wrapped.kid)?;
             row.open(work)?.unwrap(&wrapped.bytes).map_err(|e| match e {
                 UnwrapError::Bad => work.refuse(|scene| scene.bad_ciphertext()),
                 UnwrapError::NoRandom => Fail::Broken(transient("unwrap a data key: no random numbers")),
             })
-        })
+        });
+        done.map_err(VaultError::from)
     }
 }
 

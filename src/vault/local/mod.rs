@@ -31,7 +31,7 @@ use std::time::{Instant, SystemTime};
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
-use self::authz::{Caller, Permission};
+use self::authz::Caller;
 use self::db::Db;
 use self::refusal::{Scene, from_sqlite, transient};
 use self::seal::{FIRST_GENERATION, Place, ROOT_KEY, RootKey};
@@ -39,7 +39,7 @@ use super::{Call, VaultError};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
-pub use self::authz::{IdentityKind, Role};
+pub use self::authz::{IdentityKind, Permission, Role};
 pub use self::import::ImportedKey;
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
@@ -181,7 +181,7 @@ impl LocalVault {
     ///
     /// # Errors
     /// `Transient` when it cannot be written, `Denied` for an identity that may not read keys.
-    pub fn note_recovery(&self, container: &str, call: &Call) -> std::result::Result<(), VaultError> {
+    pub fn note_recovery(&self, container: &str, call: &Call) -> std::result::Result<(), Fail> {
         let path = format!("/disks/{container}");
         let task =
             Task { operation: "DiskRecoveryOpen", permission: Permission::Get, path: &path, action: "" };
@@ -221,11 +221,8 @@ impl LocalVault {
         task: Task<'_>,
         call: &Call,
         body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
-    ) -> std::result::Result<T, VaultError> {
-        self.try_audited(task, call, body).unwrap_or_else(|fail| match fail {
-            Fail::Broken(e) => Err(e),
-            Fail::Refused(refusal) => Err(refusal.error),
-        })
+    ) -> std::result::Result<T, Fail> {
+        self.try_audited(task, call, body)?.map_err(Fail::Refused)
     }
 
     /// The inner result is the recorded answer, the outer one says that there is none.
@@ -234,7 +231,7 @@ impl LocalVault {
         task: Task<'_>,
         call: &Call,
         body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
-    ) -> std::result::Result<std::result::Result<T, VaultError>, Fail> {
+    ) -> std::result::Result<std::result::Result<T, Refusal>, Fail> {
         let started = Instant::now();
         let mut db = self.current().map_err(Fail::Broken)?;
         // Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
@@ -262,7 +259,7 @@ impl LocalVault {
             // A sealed key that does not open is worth a record; the rows can still be written.
             Err(Fail::Broken(VaultError::Corrupt(message))) => {
                 tx.execute_batch("ROLLBACK TO body")?;
-                Err(refusal::Refusal::damaged(message))
+                Err(Refusal::damaged(message))
             }
             Err(broken) => return Err(broken), // dropping the transaction undoes it
         };
@@ -284,7 +281,7 @@ impl LocalVault {
         };
         audit::append(&tx, &root, &self.facts.id, &event)?;
         tx.commit()?;
-        Ok(answer.map_err(|refusal| refusal.error))
+        Ok(answer)
     }
 }
 
@@ -333,7 +330,7 @@ impl Work<'_> {
         Err(self.refuse(|scene| scene.no_permission(self.caller.advice())))
     }
 
-    fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> refusal::Refusal) -> Fail {
+    fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> Refusal) -> Fail {
         let identity = self.caller.label();
         Fail::Refused(say(&Scene {
             operation: self.permission.name(),
@@ -406,10 +403,7 @@ fn first_rows(conn: &mut Connection, root: &RootKey, facts: &Facts) -> Result<()
         audit::append(&tx, root, &facts.id, &event)?;
         Ok(tx.commit()?)
     };
-    fill().map_err(|fail| match fail {
-        Fail::Broken(e) => e.into(),
-        Fail::Refused(refusal) => refusal.error.into(),
-    })
+    fill().map_err(Error::from)
 }
 
 fn uuid_of(text: &str) -> rusqlite::Result<Uuid> {

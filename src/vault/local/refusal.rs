@@ -46,6 +46,22 @@ impl Refusal {
     }
 }
 
+/// For callers that need no status code.
+impl From<Fail> for VaultError {
+    fn from(fail: Fail) -> Self {
+        match fail {
+            Fail::Broken(e) => e,
+            Fail::Refused(refusal) => refusal.error,
+        }
+    }
+}
+
+impl From<Fail> for Error {
+    fn from(fail: Fail) -> Self {
+        VaultError::from(fail).into()
+    }
+}
+
 impl From<Refusal> for Fail {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
