@@ -15,27 +15,27 @@ use crate::error::{Error, ErrorKind, Result};
 /// What a call needs, in Azure's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Permission {
-    /// See a key and its versions' public halves.
+    /// See a key.
     Get,
     /// See which keys there are.
     List,
-    /// Make keys and versions.
+    /// Make a key, or a version of one.
     Create,
-    /// Bring keys.
+    /// Take in a key from outside.
     Import,
-    /// Change attributes, tags and allowed operations.
+    /// Change a key's attributes.
     Update,
-    /// Delete; it can be taken back.
+    /// Delete a key softly.
     Delete,
-    /// Take a deletion back.
+    /// Bring a deleted key back.
     Recover,
-    /// Take a key out, sealed.
+    /// Take a key out as a sealed blob.
     Backup,
-    /// Put a backup back.
+    /// Bring a sealed blob back.
     Restore,
-    /// Destroy for good.
+    /// Destroy a deleted key for good.
     Purge,
-    /// Make the next version.
+    /// Make a new version by the key's policy.
     Rotate,
     /// See the rotation policy.
     GetRotationPolicy,
@@ -53,13 +53,19 @@ pub enum Permission {
     WrapKey,
     /// With the private half: decrypt a key.
     UnwrapKey,
-    /// Identities and grants; the administrator's alone, no role has it and nobody can be granted it.
+    /// Hand out a key to attested code; this vault does not.
+    Release,
+    /// See the audit: the role auditor's, and the administrator's.
+    Audit,
+    /// Identities, grants, the root key: the administrator's alone.
     Manage,
+    /// Prove who one is: everybody may try.
+    SignIn,
 }
 
 impl Permission {
-    /// What can be granted.
-    pub const ALL: [Self; 19] = [
+    /// What can be granted one by one, in Azure's order.
+    pub const ALL: [Self; 20] = [
         Self::Get,
         Self::List,
         Self::Create,
@@ -79,6 +85,7 @@ impl Permission {
         Self::Verify,
         Self::WrapKey,
         Self::UnwrapKey,
+        Self::Release,
     ];
 
     /// Azure's name.
@@ -104,7 +111,58 @@ impl Permission {
             Self::Verify => "verify",
             Self::WrapKey => "wrapKey",
             Self::UnwrapKey => "unwrapKey",
+            Self::Release => "release",
+            Self::Audit => "audit",
             Self::Manage => "manage",
+            Self::SignIn => "signIn",
+        }
+    }
+
+    /// By its name, without regard to case; only what can be granted.
+    ///
+    /// # Errors
+    /// `InvalidInput`.
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|p| p.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let shown: String = text.chars().take(32).flat_map(char::escape_debug).collect();
+            let allowed = Self::ALL.map(Self::name).join(", ");
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("permission: found \"{shown}\", allowed all, {allowed}"),
+            )
+        })
+    }
+}
+
+/// What can be granted to an identity, on the vault or on one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// A bundle with a name.
+    Role(Role),
+    /// One by one.
+    Permissions(Vec<Permission>),
+}
+
+impl From<Role> for Grant {
+    fn from(role: Role) -> Self {
+        Self::Role(role)
+    }
+}
+
+impl From<&Grant> for Grant {
+    fn from(grant: &Grant) -> Self {
+        grant.clone()
+    }
+}
+
+impl std::fmt::Display for Grant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Role(role) => write!(f, "role {}", role.name()),
+            Self::Permissions(list) => {
+                let names: Vec<_> = list.iter().map(|p| p.name()).collect();
+                write!(f, "permissions {}", names.join(","))
+            }
         }
     }
 }
@@ -153,14 +211,16 @@ impl Role {
     }
 
     pub(super) const fn permits(self, p: Permission) -> bool {
-        use Permission::{Decrypt, Encrypt, Get, List, Manage, Purge, Sign, UnwrapKey, Verify, WrapKey};
+        use Permission::{
+            Audit, Decrypt, Encrypt, Get, List, Manage, Purge, Sign, SignIn, UnwrapKey, Verify, WrapKey,
+        };
         match self {
             Self::CryptoServiceEncryptionUser => matches!(p, Get | WrapKey | UnwrapKey),
             Self::CryptoUser => {
                 matches!(p, Get | List | Encrypt | Decrypt | Sign | Verify | WrapKey | UnwrapKey)
             }
-            Self::CryptoOfficer => !matches!(p, Purge | Manage),
-            Self::Auditor => matches!(p, List),
+            Self::CryptoOfficer => !matches!(p, Purge | Audit | Manage | SignIn),
+            Self::Auditor => matches!(p, List | Audit),
         }
     }
 }

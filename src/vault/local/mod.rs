@@ -22,24 +22,25 @@ mod keys;
 mod refusal;
 mod rsa;
 mod seal;
+mod work;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior, params};
 use uuid::Uuid;
 
-use self::authz::Caller;
 use self::db::Db;
-use self::refusal::{Scene, from_sqlite, transient};
+use self::refusal::{from_sqlite, transient};
 use self::seal::{FIRST_GENERATION, Place, ROOT_KEY, RootKey};
+use self::work::{Task, Work};
 use super::{Call, VaultError};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
-pub use self::authz::{IdentityKind, Permission, Role};
+pub use self::authz::{Grant, IdentityKind, Permission, Role};
 pub use self::import::ImportedKey;
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
@@ -213,136 +214,11 @@ impl LocalVault {
         }
         Ok(db)
     }
-
-    /// Runs one operation: `body` reads and changes rows through `Work`, and either answers or refuses. A refusal's changes
-    /// are undone; either way the record is appended and committed before the answer leaves.
-    fn audited<T>(
-        &self,
-        task: Task<'_>,
-        call: &Call,
-        body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
-    ) -> std::result::Result<T, Fail> {
-        self.try_audited(task, call, body)?.map_err(Fail::Refused)
-    }
-
-    /// The inner result is the recorded answer, the outer one says that there is none.
-    fn try_audited<T>(
-        &self,
-        task: Task<'_>,
-        call: &Call,
-        body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
-    ) -> std::result::Result<std::result::Result<T, Refusal>, Fail> {
-        let started = Instant::now();
-        let mut db = self.current().map_err(Fail::Broken)?;
-        // Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
-        let root = RootKey::load(&self.dir.join(ROOT_KEY)).map_err(|e| Fail::Broken(transient(e.chain())))?;
-        let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let caller = Caller::load(&tx, call.identity)?;
-        tx.execute_batch("SAVEPOINT body")?;
-        let mut work = Work {
-            tx: &tx,
-            root: &root,
-            facts: &self.facts,
-            caller: &caller,
-            permission: task.permission,
-            subject: format!("https://{}.vault.localhost{}", self.facts.id, task.path),
-            allowed: false,
-            bits: None,
-            change: None,
-        };
-        let answer = match body(&mut work) {
-            Ok(answer) => Ok(answer),
-            Err(Fail::Refused(refusal)) => {
-                tx.execute_batch("ROLLBACK TO body")?;
-                Err(refusal)
-            }
-            // A sealed key that does not open is worth a record; the rows can still be written.
-            Err(Fail::Broken(VaultError::Corrupt(message))) => {
-                tx.execute_batch("ROLLBACK TO body")?;
-                Err(Refusal::damaged(message))
-            }
-            Err(broken) => return Err(broken), // dropping the transaction undoes it
-        };
-        let Work { subject, allowed, bits, change, .. } = work;
-        let event = audit::Event {
-            operation: task.operation,
-            vault_name: &self.facts.name,
-            status: answer.as_ref().err().map_or(200, |r| r.status),
-            signature: answer.as_ref().err().map_or("OK", |r| r.signature),
-            description: answer.as_ref().err().map(|r| r.description.as_str()),
-            duration: started.elapsed(),
-            call,
-            client_id: caller.known.as_ref().map(|k| k.client_id.as_str()),
-            subject: &subject,
-            action: task.action,
-            policy_match: allowed,
-            bits,
-            change: change.as_deref(),
-        };
-        audit::append(&tx, &root, &self.facts.id, &event)?;
-        tx.commit()?;
-        Ok(answer)
-    }
 }
 
 impl fmt::Debug for LocalVault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LocalVault(\"{}\", {})", self.facts.name, self.facts.id)
-    }
-}
-
-/// What is asked, before the rows are looked at.
-#[derive(Clone, Copy)]
-struct Task<'a> {
-    /// Azure's name in the audit: `KeyUnwrap`.
-    operation: &'static str,
-    permission: Permission,
-    /// Of the resource: `/keys/NAME`.
-    path: &'a str,
-    /// After the resource: `unwrapkey`, or nothing.
-    action: &'static str,
-}
-
-/// One operation in progress.
-struct Work<'a> {
-    tx: &'a Transaction<'a>,
-    root: &'a RootKey,
-    facts: &'a Facts,
-    caller: &'a Caller,
-    permission: Permission,
-    /// URL of what the operation is about; replaced by the kid once that is known.
-    subject: String,
-    /// A grant matched.
-    allowed: bool,
-    /// Size of the key that was used.
-    bits: Option<u32>,
-    /// Administration: what is being changed; set when every check has passed.
-    change: Option<String>,
-}
-
-impl Work<'_> {
-    /// Refuses unless the caller may do this with this key (by name), or with the vault.
-    fn require(&mut self, key: Option<&str>) -> std::result::Result<(), Fail> {
-        self.allowed = self.caller.may(self.tx, self.permission, key)?;
-        if self.allowed {
-            return Ok(());
-        }
-        Err(self.refuse(|scene| scene.no_permission(self.caller.advice())))
-    }
-
-    fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> Refusal) -> Fail {
-        let identity = self.caller.label();
-        Fail::Refused(say(&Scene {
-            operation: self.permission.name(),
-            key: &self.subject,
-            identity: &identity,
-            vault: &self.facts.name,
-        }))
-    }
-
-    /// Keys, grants or identities were changed.
-    fn bump_generation(&self) -> rusqlite::Result<()> {
-        self.tx.execute("UPDATE vault SET policy_generation = policy_generation + 1", []).map(|_| ())
     }
 }
 
