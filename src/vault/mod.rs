@@ -15,6 +15,7 @@ use crate::secret::Secret;
 
 mod key;
 pub mod local;
+pub mod wire;
 
 pub use self::key::{KeyInfo, KeyOperation};
 pub use crate::envelope::{KeyRef, Kid, WrapAlg, WrappedDek};
