@@ -13,10 +13,14 @@ use std::fmt;
 use crate::error::{Error, ErrorKind};
 use crate::secret::Secret;
 
+#[cfg(feature = "azure")]
+pub mod azure;
+mod entry;
 mod key;
 pub mod local;
 pub mod wire;
 
+pub use self::entry::{Credential, Endpoint, SecretSource, VaultEntry, checked_host};
 pub use self::key::{KeyInfo, KeyOperation};
 pub use crate::envelope::{KeyRef, Kid, WrapAlg, WrappedDek};
 
