@@ -14,13 +14,13 @@ use crate::xts::VolumeKey;
 
 /// One token, and how to try it.
 #[derive(Debug)]
-pub struct Attempt<'a> {
+pub struct Attempt<'a, V> {
     /// Its number in the header.
     pub token: u32,
     /// What it holds.
     pub wrapped: &'a WrappedDek,
     /// Where and in whose name; or why it cannot be tried.
-    pub route: Result<(&'a dyn KeyVault, Call)>,
+    pub route: Result<(V, Call)>,
 }
 
 /// A volume key that passed every check.
@@ -41,7 +41,13 @@ pub struct Unlocked {
 ///
 /// # Errors
 /// Every token's reason, by kid: `Denied`, `Unreachable` or `Busy` (when trying again could help) or `Damaged`.
-pub fn unlock<'a>(header: &Header, attempts: impl IntoIterator<Item = Attempt<'a>>) -> Result<Unlocked> {
+pub fn unlock<'a, 'v, V>(
+    header: &Header,
+    attempts: impl IntoIterator<Item = Attempt<'a, V>>,
+) -> Result<Unlocked>
+where
+    V: std::ops::Deref<Target = dyn KeyVault + 'v>,
+{
     let mut failures: Vec<(Kid, Error)> = Vec::new();
     for attempt in attempts {
         let unwrapped = attempt.route.and_then(|(vault, call)| Ok(vault.unwrap(attempt.wrapped, &call)?));

@@ -51,7 +51,7 @@ fn the_file_says_whose_it_is_and_logs_ahead() {
     drop(SetStore::open(dir.path()).unwrap());
     let file = dir.path().join("sets.db");
     assert_eq!(pragma(&file, "application_id"), format!("Integer({})", 0x7764_7374));
-    assert_eq!(pragma(&file, "user_version"), "Integer(1)");
+    assert_eq!(pragma(&file, "user_version"), "Integer(2)");
     assert_eq!(pragma(&file, "journal_mode"), "Text(\"wal\")");
     assert_eq!(pragma(&file, "integrity_check"), "Text(\"ok\")");
     // A column type that SQLite would not enforce by itself.
@@ -90,12 +90,12 @@ fn refusal_after(change: &str) -> wrapdisk::error::Error {
 
 #[test]
 fn a_newer_schema_is_refused_not_guessed() {
-    let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = 2; CREATE TABLE t (a)");
+    let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = 3; CREATE TABLE t (a)");
     assert_eq!(e.kind(), ErrorKind::Unsupported);
-    assert!(e.chain().ends_with("sets.db: schema: found 2, allowed 1 to 1"), "{e:?}");
+    assert!(e.chain().ends_with("sets.db: schema: found 3, allowed 1 to 2"), "{e:?}");
     assert_eq!(e.advice(), Some("a newer wrapdisk wrote it: use that one"));
     let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = -1");
-    assert!(e.chain().ends_with("schema: found -1, allowed 1 to 1"), "{e:?}");
+    assert!(e.chain().ends_with("schema: found -1, allowed 1 to 2"), "{e:?}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Context {
             }
             _ => vault_trouble(e),
         })?;
-        Ok(Access { sets: SetStore::open(state).map_err(vault_trouble)?, vault })
+        Ok(Access::new(SetStore::open(state).map_err(vault_trouble)?, vault))
     }
 
     /// The live mounts of this user.

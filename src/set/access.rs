@@ -1,13 +1,16 @@
 //! What a set allows: which tokens of a container may be tried, in which vault, in whose name.
 
+use std::sync::Arc;
+
 use crate::envelope::Kid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyring::{self, Attempt, Unlocked};
 use crate::luks2::{Header, VaultToken};
 use crate::vault::local::LocalVault;
-use crate::vault::{Call, KeyVault};
+use crate::vault::{Call, KeyVault, VaultEntry};
 use crate::xts::VolumeKey;
 
+use super::providers::{Opened, Provider};
 use super::{ContainerRecord, Set, SetStore};
 
 /// The sets and the vaults this machine is configured for.
@@ -17,9 +20,32 @@ pub struct Access {
     pub sets: SetStore,
     /// The embedded vault; only vaults named here are ever asked (ON-DISK section 5 d).
     pub vault: LocalVault,
+    opened: Opened,
 }
 
 impl Access {
+    /// With the vaults elsewhere that `sets` names.
+    #[must_use]
+    pub fn new(sets: SetStore, vault: LocalVault) -> Self {
+        Self { sets, vault, opened: Opened::default() }
+    }
+
+    /// The vault that holds a set's active key.
+    ///
+    /// # Errors
+    /// `Denied` when the set's vault does not hold it; `Damaged`, `Busy`, `Io`.
+    pub fn provider(&self, set: &Set) -> Result<Provider<'_>> {
+        self.opened.provider(&set.active, set.vault, &self.vault, &self.sets)
+    }
+
+    /// A vault elsewhere.
+    ///
+    /// # Errors
+    /// `Unsupported` in a build without them.
+    pub fn elsewhere(&self, entry: VaultEntry) -> Result<Arc<dyn KeyVault>> {
+        self.opened.open(entry)
+    }
+
     /// Unlocks a container through its tokens: those of the set's active version first, then by number. A container that
     /// claims a known uuid with another key is refused.
     ///
@@ -29,8 +55,8 @@ impl Access {
         let mut attempts = Vec::new();
         for (token, vault_token) in header.tokens() {
             let route = self.route(vault_token, reason);
-            let active = matches!(&route, Ok((set, _)) if set.active == vault_token.wrapped().kid);
-            let route = route.map(|(_, call)| (&self.vault as &dyn KeyVault, call));
+            let active = matches!(&route, Ok((set, ..)) if set.active == vault_token.wrapped().kid);
+            let route = route.map(|(_, vault, call)| (vault, call));
             attempts.push((!active, token, Attempt { token, wrapped: vault_token.wrapped(), route }));
         }
         attempts.sort_by_key(|(inactive, token, _)| (*inactive, *token));
@@ -46,7 +72,7 @@ impl Access {
     pub fn unlock_token(&self, header: &Header, token: u32, reason: &str) -> Result<Unlocked> {
         let chosen = header.tokens().filter(|(id, _)| *id == token);
         let attempts = chosen.map(|(token, vault_token)| {
-            let route = self.route(vault_token, reason).map(|(_, call)| (&self.vault as &dyn KeyVault, call));
+            let route = self.route(vault_token, reason).map(|(_, vault, call)| (vault, call));
             Attempt { token, wrapped: vault_token.wrapped(), route }
         });
         let unlocked = keyring::unlock(header, attempts)?;
@@ -54,7 +80,7 @@ impl Access {
         Ok(unlocked)
     }
 
-    fn route(&self, token: &VaultToken, reason: &str) -> Result<(Set, Call)> {
+    fn route(&self, token: &VaultToken, reason: &str) -> Result<(Set, Provider<'_>, Call)> {
         let kid = &token.wrapped().kid;
         let policy = |message: String| Error::new(ErrorKind::Denied, message).on(kid.as_str());
         let set = match token.set_id().map(|id| self.sets.by_id(id)).transpose()?.flatten() {
@@ -70,8 +96,9 @@ impl Access {
                 set.name, set.key
             )));
         }
+        let vault = self.opened.provider(kid, set.vault, &self.vault, &self.sets)?;
         let call = self.call(&set, reason);
-        Ok((set, call))
+        Ok((set, vault, call))
     }
 
     /// A call in the name of a set's identity.
@@ -105,7 +132,7 @@ impl Access {
     /// # Errors
     /// As [`keyring::wrap`].
     pub fn add_token(&self, header: &mut Header, set: &Set, key: &VolumeKey, reason: &str) -> Result<Kid> {
-        let wrapped = keyring::wrap(&self.vault, &set.active, key, &self.call(set, reason))?;
+        let wrapped = keyring::wrap(&*self.provider(set)?, &set.active, key, &self.call(set, reason))?;
         let kid = wrapped.kid.clone();
         header.add_token(&set.token_label(), wrapped, key)?;
         self.check_fingerprint(header, key)?;

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 const APPLICATION_ID: i32 = 0x7764_7374;
 
 /// Step `n` brings schema `n` to `n + 1`; only ever appended to.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema_2.sql")];
 
 /// Opens `path`, making it and its folder when missing.
 pub(super) fn open(path: &Path) -> Result<Connection> {

@@ -48,7 +48,7 @@ pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
         }
         opened => opened?,
     };
-    let access = Access { sets: SetStore::open(&dirs.state)?, vault };
+    let access = Access::new(SetStore::open(&dirs.state)?, vault);
     if has_default(&access)? {
         return Ok((access, None));
     }

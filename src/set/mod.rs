@@ -26,9 +26,13 @@ use crate::vault::Kid;
 pub mod access;
 mod db;
 pub mod first_use;
+mod providers;
 mod registry;
+mod vaults;
 
+pub use providers::Provider;
 pub use registry::ContainerRecord;
+pub use vaults::{LOCAL, NewVault};
 
 /// Longest name of a set in bytes. `NAME/UUID` must fit the 128 bytes of a token's `wrapdisk-set` (ON-DISK section 4);
 /// 80 is also Azure's limit for the name of a disk encryption set.
