@@ -14,7 +14,7 @@ use cli_support::{Terminal, mode, overwrite};
 use rsa::pkcs8::DecodePrivateKey;
 use rsa::traits::PrivateKeyParts;
 use support::{Done, Home, run};
-use wrapdisk::vault::local::{ImportedKey, LocalVault};
+use wrapdisk::vault::local::{ImportedKey, LocalVault, NewKey};
 
 const TYPED: &str = "typed: correct horse battery staple";
 const FILED: &str = "filed: squeamish ossifrage, at last";
@@ -73,7 +73,7 @@ fn home_with_known_secrets() -> (Home, Vec<Secret>) {
     let pem = run("openssl", ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]) + "\n";
     let vault = LocalVault::init(&home.path("home/state"), "default").unwrap();
     let material = ImportedKey::from_pem(pem.as_bytes(), None).unwrap();
-    vault.import_key("disk-kek", &material, &vault.admin("test")).unwrap();
+    vault.import_key("disk-kek", &material, &NewKey::default(), &vault.admin("test")).unwrap();
     let key = rsa::PrivateKey::from_pkcs8_pem(&pem).unwrap();
     let mut secrets = vec![
         Secret::new("the typed passphrase", TYPED.as_bytes()),

@@ -25,7 +25,7 @@ use rsa::pkcs8::DecodePrivateKey;
 use rsa::traits::PrivateKeyParts;
 use sha2::Sha256;
 use support::{Home, Mount, finish, noise, run};
-use wrapdisk::vault::local::{ImportedKey, LocalVault};
+use wrapdisk::vault::local::{ImportedKey, LocalVault, NewKey};
 
 const VOLUME_KEY: &str = "the volume key";
 const SCHEDULE: &str = "a round key";
@@ -81,7 +81,7 @@ fn home_with_a_known_key() -> (Home, String) {
     let pem = run("openssl", ["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]) + "\n";
     let vault = LocalVault::init(&home.path("home/state"), "default").unwrap();
     let material = ImportedKey::from_pem(pem.as_bytes(), None).unwrap();
-    vault.import_key("disk-kek", &material, &vault.admin("test")).unwrap();
+    vault.import_key("disk-kek", &material, &NewKey::default(), &vault.admin("test")).unwrap();
     (home, pem)
 }
 

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use wrapdisk::envelope::{KeyRef, WrapAlg};
 use wrapdisk::error::ErrorKind;
 use wrapdisk::secret::Secret;
-use wrapdisk::vault::local::{AuditFilter, IdentityKind, LocalVault, Role, RsaBits};
+use wrapdisk::vault::local::{AuditFilter, IdentityKind, LocalVault, NewKey, Page, Role, RsaBits};
 use wrapdisk::vault::{Call, KeyVault};
 
 /// A vault with a dozen records, and its folder.
@@ -147,7 +147,7 @@ fn the_database_itself_refuses_to_change_a_record() {
 fn a_record_says_who_did_what_with_which_key_in_azures_words() {
     let (_dir, vault) = vault();
     let admin = vault.admin("create vm.wd");
-    let key = vault.create_key("disk-kek", RsaBits::B2048, &admin).unwrap();
+    let key = vault.create_key("disk-kek", &NewKey::wrapping(RsaBits::B2048), &admin).unwrap();
     let oid = vault.create_identity("prod", IdentityKind::System, &admin).unwrap();
     vault.grant(oid, Role::CryptoServiceEncryptionUser, Some("disk-kek"), &admin).unwrap();
     let call = Call::new(oid, format!("mount /mnt/\"x\"\n{}", "y".repeat(1000)));
@@ -195,7 +195,7 @@ fn a_record_says_who_did_what_with_which_key_in_azures_words() {
 fn a_listing_is_filtered_by_number_operation_and_length() {
     let (_dir, vault) = vault();
     let admin = vault.admin("x");
-    vault.list_keys(&admin).unwrap();
+    vault.list_keys(&Page::default(), &admin).unwrap();
     let seqs =
         |filter: AuditFilter| -> Vec<u64> { vault.audit(&filter).unwrap().iter().map(|r| r.seq).collect() };
     assert_eq!(seqs(AuditFilter::default()), (1..=13).collect::<Vec<_>>());

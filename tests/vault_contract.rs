@@ -9,7 +9,7 @@ use uuid::Uuid;
 use wrapdisk::envelope::{KeyRef, Kid, WrapAlg, WrappedDek};
 use wrapdisk::error::{Error, ErrorKind};
 use wrapdisk::secret::Secret;
-use wrapdisk::vault::local::{IdentityKind, LocalVault, Role, RsaBits};
+use wrapdisk::vault::local::{IdentityKind, LocalVault, NewKey, Role, RsaBits};
 use wrapdisk::vault::{Call, Denial, KeyInfo, KeyVault, VaultError};
 
 /// What the questions need done by an administrator, in whatever way the provider has for it.
@@ -53,7 +53,7 @@ impl Admin for Local {
         &self.vault
     }
     fn new_version(&self, name: &str) -> KeyInfo {
-        self.vault.create_key(name, RsaBits::B2048, &self.admin()).unwrap()
+        self.vault.create_key(name, &NewKey::wrapping(RsaBits::B2048), &self.admin()).unwrap()
     }
     fn set_enabled(&self, kid: &Kid, enabled: bool) {
         let info = self.vault.set_enabled(&kid.into(), enabled, &self.admin()).unwrap();

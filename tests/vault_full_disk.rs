@@ -7,7 +7,7 @@ mod store_support;
 use store_support::{Mounted, run, text};
 use wrapdisk::error::ErrorKind;
 use wrapdisk::set::SetStore;
-use wrapdisk::vault::local::LocalVault;
+use wrapdisk::vault::local::{LocalVault, Page};
 
 #[test]
 fn a_vault_that_does_not_fit_is_made_whole_once_there_is_space() {
@@ -30,7 +30,7 @@ fn a_vault_that_does_not_fit_is_made_whole_once_there_is_space() {
             true => LocalVault::open(&state).unwrap_or_else(|e| panic!("{kib} KiB: {e:?}")),
             false => LocalVault::init(&state, "default").unwrap_or_else(|e| panic!("{kib} KiB: {e:?}")),
         };
-        vault.list_keys(&vault.admin("x")).unwrap();
+        vault.list_keys(&Page::default(), &vault.admin("x")).unwrap();
         vault.verify_audit().unwrap();
     }
     // Negative: a file system that is too small refuses, and one that is large enough does not.

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use wrapdisk::envelope::{KeyRef, Kid, WrapAlg, WrappedDek};
 use wrapdisk::error::{Error, ErrorKind};
 use wrapdisk::secret::Secret;
-use wrapdisk::vault::local::{IdentityKind, ImportedKey, LocalVault, Role, RsaBits};
+use wrapdisk::vault::local::{IdentityKind, ImportedKey, LocalVault, NewKey, Page, Role, RsaBits};
 use wrapdisk::vault::{Denial, KeyVault, VaultError};
 
 /// One RSA key for all tests: making one is slow.
@@ -30,7 +30,9 @@ fn vault() -> (TempDir, LocalVault, WrappedDek) {
     let dir = tempfile::tempdir().unwrap();
     let vault = LocalVault::init(dir.path(), "default").unwrap();
     let admin = vault.admin("test");
-    let info = vault.import_key("k", &ImportedKey::from_pem(&KEY, None).unwrap(), &admin).unwrap();
+    let info = vault
+        .import_key("k", &ImportedKey::from_pem(&KEY, None).unwrap(), &NewKey::default(), &admin)
+        .unwrap();
     let wrapped = vault.wrap(&info.kid, WrapAlg::RsaOaep256, &Secret::random().unwrap(), &admin).unwrap();
     (dir, vault, wrapped)
 }
@@ -54,7 +56,7 @@ fn the_files_are_private_to_their_owner() {
     let dir = parent.path().join("state");
     assert!(!LocalVault::exists(&dir));
     let vault = LocalVault::init(&dir, "default").unwrap();
-    vault.list_keys(&vault.admin("x")).unwrap();
+    vault.list_keys(&Page::default(), &vault.admin("x")).unwrap();
     let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir), 0o700);
     let mut names = Vec::new();
@@ -155,7 +157,7 @@ fn another_database_or_a_newer_schema_is_refused() {
     set("PRAGMA user_version = 99");
     let e = LocalVault::open(dir.path()).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unsupported);
-    assert!(e.to_string().contains("found schema 99, allowed 1 to 1"), "{e:?}");
+    assert!(e.to_string().contains("found schema 99, allowed 1 to 2"), "{e:?}");
     set("PRAGMA user_version = 1; PRAGMA application_id = 1");
     let e = LocalVault::open(dir.path()).unwrap_err();
     assert!(e.kind() == ErrorKind::Damaged && e.to_string().contains("application id"), "{e:?}");
@@ -367,7 +369,7 @@ fn what_one_handle_disables_another_refuses_at_once() {
     let answer = other.unwrap(&wrapped, &other.admin("x"));
     assert!(matches!(answer, Err(VaultError::Denied(Denial::Disabled, _))), "{answer:?}");
     vault.set_enabled(&key, false, &vault.admin("x")).unwrap(); // no change
-    vault.list_keys(&vault.admin("x")).unwrap();
+    vault.list_keys(&Page::default(), &vault.admin("x")).unwrap();
     assert_eq!(other.policy_generation().unwrap(), generation + 1, "audit rows do not count");
 }
 
@@ -405,7 +407,7 @@ fn a_vault_whose_making_was_interrupted_is_made_anew_but_a_lone_root_key_is_kept
         }
         assert!(!LocalVault::exists(dir.path()));
         let vault = LocalVault::init(dir.path(), "default").unwrap();
-        assert!(vault.list_keys(&vault.admin("x")).unwrap().is_empty());
+        assert!(vault.list_keys(&Page::default(), &vault.admin("x")).unwrap().is_empty());
         assert!(!dir.path().join("vault.db.new").exists());
     }
     std::fs::remove_file(whole.path().join("vault.db")).unwrap();
@@ -422,7 +424,7 @@ fn a_vault_whose_making_was_interrupted_is_made_anew_but_a_lone_root_key_is_kept
 fn nothing_secret_is_in_the_database_or_its_log() {
     let (dir, vault, wrapped) = vault();
     let admin = vault.admin("x");
-    let made = vault.create_key("made", RsaBits::B2048, &admin).unwrap();
+    let made = vault.create_key("made", &NewKey::wrapping(RsaBits::B2048), &admin).unwrap();
     let dek = Secret::random().unwrap();
     vault.wrap(&made.kid, WrapAlg::RsaOaep256, &dek, &admin).unwrap();
     vault.unwrap(&wrapped, &admin).unwrap();
@@ -459,7 +461,7 @@ fn nothing_secret_is_in_the_database_or_its_log() {
 fn a_sealed_key_that_was_moved_or_swapped_does_not_open_and_cannot_redirect_a_wrap() {
     let (dir, vault, wrapped) = vault();
     let admin = vault.admin("x");
-    let other = vault.create_key("other", RsaBits::B2048, &admin).unwrap();
+    let other = vault.create_key("other", &NewKey::wrapping(RsaBits::B2048), &admin).unwrap();
     let dek = Secret::random().unwrap();
     let sql = |change: &str| {
         let db = Connection::open(dir.path().join("vault.db")).unwrap();

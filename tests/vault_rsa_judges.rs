@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use wrapdisk::envelope::{Kid, WrapAlg, WrappedDek};
 use wrapdisk::error::ErrorKind;
 use wrapdisk::secret::Secret;
-use wrapdisk::vault::local::{ImportedKey, LocalVault, RsaBits};
+use wrapdisk::vault::local::{ImportedKey, LocalVault, NewKey, RsaBits};
 use wrapdisk::vault::{Call, KeyVault, VaultError};
 
 /// Runs openssl in `dir`; it must be there and must succeed.
@@ -74,7 +74,7 @@ fn import(key: &ImportedKey) -> Ours {
     let dir = tempfile::tempdir().unwrap();
     let vault = LocalVault::init(dir.path(), "default").unwrap();
     let call = vault.admin("judge");
-    let kid = vault.import_key("theirs", key, &call).unwrap().kid;
+    let kid = vault.import_key("theirs", key, &NewKey::default(), &call).unwrap().kid;
     Ours { _dir: dir, vault, call, kid }
 }
 
@@ -123,7 +123,7 @@ fn openssl_wraps_under_the_public_key_of_a_key_made_here() {
     let dir = tempfile::tempdir().unwrap();
     let vault = LocalVault::init(dir.path(), "default").unwrap();
     let call = vault.admin("judge");
-    let key = vault.create_key("ours", RsaBits::B2048, &call).unwrap();
+    let key = vault.create_key("ours", &NewKey::wrapping(RsaBits::B2048), &call).unwrap();
     let pem = vault.public_pem(&(&key.kid).into(), &call).unwrap();
     std::fs::write(dir.path().join("pub.pem"), &pem).unwrap();
     let text = openssl(dir.path(), "rsa -pubin -in pub.pem -noout -text");

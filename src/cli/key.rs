@@ -6,7 +6,7 @@ use super::context::Context;
 use super::{output, prompt};
 use crate::envelope::KeyRef;
 use crate::error::{Error, ErrorKind, Result};
-use crate::vault::local::{ImportedKey, RsaBits};
+use crate::vault::local::{ImportedKey, NewKey, Page, RsaBits};
 use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// Manage the RSA keys that wrap the data keys
@@ -158,16 +158,22 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
     match command {
         Command::Create(args) => {
             let vault = context.access()?.vault;
-            show(&vault.create_key(&args.name, args.size, &vault.admin("key create"))?, args.output.json())
+            show(
+                &vault.create_key(&args.name, &NewKey::wrapping(args.size), &vault.admin("key create"))?,
+                args.output.json(),
+            )
         }
         Command::Import(args) => import(context, args),
         Command::List(output) => {
             let vault = context.existing()?.vault;
-            list(&vault.list_keys(&vault.admin("key list"))?, output.json())
+            list(&vault.list_keys(&Page::default(), &vault.admin("key list"))?, output.json())
         }
         Command::ListVersions(args) => {
             let vault = context.existing()?.vault;
-            list(&vault.list_versions(&args.name, &vault.admin("key list-versions"))?, args.output.json())
+            list(
+                &vault.list_versions(&args.name, &Page::default(), &vault.admin("key list-versions"))?,
+                args.output.json(),
+            )
         }
         Command::Show(args) => {
             let vault = context.existing()?.vault;
@@ -191,7 +197,10 @@ fn import(context: &Context, args: &Import) -> Result<()> {
     let file = args.pem_file.as_ref().or(args.jwk_file.as_ref());
     let material = material.map_err(|e| file.into_iter().fold(e, |e, file| e.at(file)))?;
     let vault = context.access()?.vault;
-    show(&vault.import_key(&args.name, &material, &vault.admin("key import"))?, args.output.json())
+    show(
+        &vault.import_key(&args.name, &material, &NewKey::default(), &vault.admin("key import"))?,
+        args.output.json(),
+    )
 }
 
 fn from_pem(file: &Path, passphrase: Option<&Path>) -> Result<ImportedKey> {

@@ -10,7 +10,7 @@ use super::{NewSet, Set, SetStore};
 use crate::dirs::Dirs;
 use crate::envelope::KeyRef;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::vault::local::{IdentityKind, LocalVault, Role, RsaBits};
+use crate::vault::local::{IdentityKind, LocalVault, NewKey, Role, RsaBits};
 use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// The set that is used when none is named.
@@ -79,7 +79,7 @@ fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {
     let key = match vault.describe(&wanted, &call) {
         Ok(key) => key,
         Err(VaultError::Denied(Denial::Deleted, _)) => {
-            vault.create_key(DEFAULT_KEY, RsaBits::B3072, &call)?
+            vault.create_key(DEFAULT_KEY, &NewKey::wrapping(RsaBits::B3072), &call)?
         }
         Err(e) => return Err(e.into()),
     };

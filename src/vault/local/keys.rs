@@ -1,73 +1,139 @@
-//! Keys of the embedded vault: administration, and the two operations with a data key.
+//! Keys of the embedded vault: making them, looking at them, changing what may be changed.
 //!
 //! Must never see: disks, containers.
 //!
 //! Invariants:
-//! 1. Check order (KEY-VAULT section 2): permission, parameters, existence, enabled, key_ops, time window, operation.
-//! 2. A data key is wrapped with the public half of the sealed private key, never with the row's `n` and `e`: an edited
-//!    row cannot make us wrap under somebody else's key, and what was wrapped can be unwrapped.
-//! 3. The latest version is the one of the highest `seq`, even when it is disabled.
+//! 1. Check order (KEY-VAULT section 2): permission, parameters, existence.
+//! 2. A name that is deleted but recoverable is taken.
 
-use rusqlite::{OptionalExtension, Row, params};
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
 use super::authz::Permission;
 use super::import::ImportedKey;
-use super::refusal::{Fail, transient};
-use super::rsa::{PrivateKey, RsaBits, UnwrapError};
-use super::seal::Place;
-use super::{LocalVault, Task, Work, now};
+use super::model::{KeyAttributes, KeyUpdate, NewKey, Page};
+use super::refusal::Fail;
+use super::rows::{Life, Version, wrapping_place};
+use super::rsa::{GOOD_EXPONENTS, PrivateKey, exponent_is_good};
+use super::seal::{FIRST_GENERATION, Place, RootKey};
+use super::work::{Task, Work};
+use super::{LocalVault, now, uuid_of};
 use crate::envelope::{valid_name, valid_version};
-use crate::secret::Secret;
-use crate::vault::{Call, KeyInfo, KeyOperation, KeyRef, KeyVault, Kid, VaultError, WrapAlg, WrappedDek};
+use crate::vault::{Call, KeyInfo, KeyOperation, KeyRef};
 
-/// What a key that was made here may do; an imported one may do all six (KEY-VAULT section 2).
-const WRAPPING: &str = r#"["wrapKey","unwrapKey"]"#;
-const ALL_SIX: &str = r#"["encrypt","decrypt","sign","verify","wrapKey","unwrapKey"]"#;
+/// What Azure takes of tags.
+const MAX_TAGS: usize = 15;
+const MAX_TAG_NAME: usize = 512;
+const MAX_TAG_VALUE: usize = 256;
 
-type Answer<T> = Result<T, VaultError>;
+/// The last second of the year 9999, which every form of time can say.
+const LAST_SECOND: i64 = 253_402_300_799;
 
 impl LocalVault {
-    /// Makes a key (e = 65537); under an existing name, a new version of it.
+    /// Makes a key; under an existing name, a new version of it.
     ///
     /// # Errors
-    /// `Rejected` (`BadParameter`: name), `Denied`, `Transient`.
-    pub fn create_key(&self, name: &str, bits: RsaBits, call: &Call) -> Result<KeyInfo, Fail> {
-        // Seconds of work: before the transaction, which others would have to wait for.
-        let key = PrivateKey::generate(bits)?;
+    /// 400 `BadParameter`, 403, 409 when the name is deleted but recoverable; broken.
+    pub fn create_key(&self, name: &str, new: &NewKey, call: &Call) -> Result<KeyInfo, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task =
             Task { operation: "KeyCreate", permission: Permission::Create, path: &path, action: "create" };
-        self.audited(task, call, |work| work.add_version(name, &key, WRAPPING))
+        self.in_two_steps(
+            task,
+            call,
+            |work| {
+                work.check_new(name, new)?;
+                if exponent_is_good(new.exponent) {
+                    return Ok(());
+                }
+                let found = format!("The public exponent is invalid: found {}.", new.exponent);
+                Err(work.refuse(|scene| scene.bad_parameter(found, GOOD_EXPONENTS)))
+            },
+            // Seconds of work.
+            |()| Ok(PrivateKey::generate(new.bits, new.exponent)?),
+            |work, (), key| work.add_version(name, &key, new),
+        )
     }
 
-    /// Takes in a key; under an existing name, as a new version of it.
+    /// Takes in a key; under an existing name, as a new version of it. The size is the material's own.
     ///
     /// # Errors
     /// As [`LocalVault::create_key`].
-    pub fn import_key(&self, name: &str, material: &ImportedKey, call: &Call) -> Result<KeyInfo, Fail> {
+    pub fn import_key(
+        &self,
+        name: &str,
+        material: &ImportedKey,
+        as_: &NewKey,
+        call: &Call,
+    ) -> Result<KeyInfo, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task = Task { operation: "KeyImport", permission: Permission::Import, path: &path, action: "" };
-        self.audited(task, call, |work| work.add_version(name, material.key(), ALL_SIX))
+        self.audited(task, call, |work| {
+            work.check_new(name, as_)?;
+            work.add_version(name, material.key(), as_)
+        })
+    }
+
+    /// One version; the latest where none is named. A deleted key is not found.
+    ///
+    /// # Errors
+    /// 403, 404 `KeyNotFound`; broken.
+    pub fn get_key(&self, key: &KeyRef, call: &Call) -> Result<KeyInfo, Fail> {
+        let path = path_of(key);
+        let task = Task { operation: "KeyGet", permission: Permission::Get, path: &path, action: "" };
+        self.audited(task, call, |work| work.find_for_admin(key)?.info(work))
+    }
+
+    /// Changes a version (without version: the latest).
+    ///
+    /// # Errors
+    /// 400 `BadParameter`, 403, 404 `KeyNotFound`; broken.
+    pub fn update_key(&self, key: &KeyRef, change: &KeyUpdate, call: &Call) -> Result<KeyInfo, Fail> {
+        let path = path_of(key);
+        let task = Task { operation: "KeyUpdate", permission: Permission::Update, path: &path, action: "" };
+        self.audited(task, call, |work| {
+            work.require(Some(&key.name))?;
+            work.check_ref(key)?;
+            work.check_times([change.not_before, change.expires])?;
+            work.check_tags(change.tags.as_ref())?;
+            let mut row = work.find_for_admin(key)?;
+            work.change = Some(said(change));
+            let before = (row.enabled, row.not_before, row.expires, row.key_ops.clone(), row.tags.clone());
+            row.enabled = change.enabled.unwrap_or(row.enabled);
+            row.not_before = change.not_before.or(row.not_before);
+            row.expires = change.expires.or(row.expires);
+            if let Some(operations) = &change.operations {
+                row.key_ops = ops_json(operations);
+            }
+            if let Some(tags) = &change.tags {
+                row.tags = tags_json(tags);
+            }
+            if before != (row.enabled, row.not_before, row.expires, row.key_ops.clone(), row.tags.clone()) {
+                work.store(&mut row)?;
+            }
+            row.info(work)
+        })
     }
 
     /// The latest version of every key, by name.
     ///
     /// # Errors
-    /// `Denied`, `Transient`.
-    pub fn list_keys(&self, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
+    /// 403; broken.
+    pub fn list_keys(&self, page: &Page, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
         let task = Task { operation: "KeyList", permission: Permission::List, path: "/keys", action: "" };
         self.audited(task, call, |work| {
             work.require(None)?;
-            work.infos(None, "v.seq = (SELECT max(seq) FROM key_version WHERE key = k.id)")
+            infos(work, &work.latest(Life::Live, page.after.as_deref(), page.limit())?)
         })
     }
 
-    /// Every version of a key, oldest first.
+    /// The versions of a key, oldest first.
     ///
     /// # Errors
-    /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
-    pub fn list_versions(&self, name: &str, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
+    /// 403, 404 `KeyNotFound`; broken.
+    pub fn list_versions(&self, name: &str, page: &Page, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task = Task {
             operation: "KeyListVersions",
@@ -78,166 +144,158 @@ impl LocalVault {
         self.audited(task, call, |work| {
             work.require(Some(name))?;
             work.check_name(name)?;
-            let found = work.infos(Some(name), "TRUE")?;
-            if found.is_empty() {
+            if work.find(name, None)?.is_none() {
                 return Err(work.refuse(|scene| scene.key_not_found(name)));
             }
-            Ok(found)
+            infos(work, &work.versions(name, page.after.as_deref(), page.limit())?)
         })
     }
 
     /// Switches a version on or off (without version: the latest). Off, every operation with it is refused.
     ///
     /// # Errors
-    /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
+    /// As [`LocalVault::update_key`].
     pub fn set_enabled(&self, key: &KeyRef, enabled: bool, call: &Call) -> Result<KeyInfo, Fail> {
-        let path = path_of(key);
-        let task = Task { operation: "KeyUpdate", permission: Permission::Update, path: &path, action: "" };
-        self.audited(task, call, |work| {
-            let mut row = work.find_for_admin(key)?;
-            work.change = Some(format!("enabled={enabled}"));
-            if row.enabled != enabled {
-                row.enabled = enabled;
-                row.updated = now();
-                work.tx.execute(
-                    "UPDATE key_version SET enabled = ?1, updated = ?2 WHERE version = ?3",
-                    params![row.enabled, row.updated, row.version],
-                )?;
-                work.bump_generation()?;
-            }
-            row.info(work)
-        })
+        self.update_key(key, &KeyUpdate { enabled: Some(enabled), ..KeyUpdate::default() }, call)
     }
 
     /// The public half as PEM (without version: of the latest), for wrapping elsewhere.
     ///
     /// # Errors
-    /// `Rejected` (`KeyNotFound`), `Denied`, `Transient`.
+    /// As [`LocalVault::get_key`].
     pub fn public_pem(&self, key: &KeyRef, call: &Call) -> Result<String, Fail> {
         let path = path_of(key);
         let task = Task { operation: "KeyGet", permission: Permission::Get, path: &path, action: "" };
         self.audited(task, call, |work| {
             let row = work.find_for_admin(key)?;
-            Ok(row.open(work)?.public_pem()?)
+            row.info(work)?;
+            Ok(row.open(work.root, work.facts)?.public_pem()?)
         })
     }
 }
 
-impl KeyVault for LocalVault {
-    fn describe(&self, key: &KeyRef, call: &Call) -> Answer<KeyInfo> {
-        let path = path_of(key);
-        let task = Task { operation: "KeyGet", permission: Permission::Get, path: &path, action: "" };
-        let done = self.audited(task, call, |work| {
-            work.require(Some(&key.name))?;
-            work.check_ref(key)?;
-            match work.find(&key.name, key.version.as_deref())? {
-                Some(row) => row.info(work),
-                None => Err(work.refuse(|scene| scene.deleted(&shown_ref(key)))),
-            }
-        });
-        done.map_err(VaultError::from)
-    }
-
-    fn wrap(&self, kid: &Kid, alg: WrapAlg, dek: &Secret<64>, call: &Call) -> Answer<WrappedDek> {
-        let WrapAlg::RsaOaep256 = alg;
-        let path = format!("/keys/{}/{}", kid.name(), kid.version());
-        let task =
-            Task { operation: "KeyWrap", permission: Permission::WrapKey, path: &path, action: "wrapkey" };
-        let done = self.audited(task, call, |work| {
-            let row = work.usable(kid)?;
-            row.in_window(work)?;
-            let bytes = row.open(work)?.wrap(dek)?;
-            Ok(WrappedDek { kid: row.kid(work)?, alg, bytes })
-        });
-        done.map_err(VaultError::from)
-    }
-
-    fn unwrap(&self, wrapped: &WrappedDek, call: &Call) -> Answer<Secret<64>> {
-        let WrapAlg::RsaOaep256 = wrapped.alg;
-        let path = format!("/keys/{}/{}", wrapped.kid.name(), wrapped.kid.version());
-        let task = Task {
-            operation: "KeyUnwrap",
-            permission: Permission::UnwrapKey,
-            path: &path,
-            action: "unwrapkey",
-        };
-        let done = self.audited(task, call, |work| {
-            // No time window here: outside it an old wrap still opens, as at Azure.
-            let row = work.usable(&wrapped.kid)?;
-            row.open(work)?.unwrap(&wrapped.bytes).map_err(|e| match e {
-                UnwrapError::Bad => work.refuse(|scene| scene.bad_ciphertext()),
-                UnwrapError::NoRandom => Fail::Broken(transient("unwrap a data key: no random numbers")),
-            })
-        });
-        done.map_err(VaultError::from)
-    }
-}
-
 impl Work<'_> {
-    fn add_version(&mut self, name: &str, key: &PrivateKey, key_ops: &str) -> Result<KeyInfo, Fail> {
+    /// Permission and parameters of what makes a version.
+    fn check_new(&mut self, name: &str, new: &NewKey) -> Result<(), Fail> {
         self.require(Some(name))?;
         self.check_name(name)?;
-        let id = match self
-            .tx
-            .query_row("SELECT id FROM key WHERE name = ?1", [name], |row| row.get::<_, String>(0))
-            .optional()?
-        {
-            Some(id) => super::uuid_of(&id)?,
-            None => {
-                let id = Uuid::new_v4();
-                self.tx.execute(
-                    "INSERT INTO key (id, name, created) VALUES (?1, ?2, ?3)",
-                    params![id.to_string(), name, now()],
-                )?;
-                id
-            }
-        };
+        self.check_times([new.attributes.not_before, new.attributes.expires])?;
+        self.check_tags(Some(&new.tags))?;
+        self.name_is_free_or_live(name)
+    }
+
+    /// A deleted key keeps its name until it is purged.
+    pub(super) fn name_is_free_or_live(&self, name: &str) -> Result<(), Fail> {
+        match self.find_deleted(name)? {
+            Some(row) => Err(self.refuse(|scene| scene.deleted_but_recoverable(&row.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// A new version under a name that is free or live. Every check has passed.
+    pub(super) fn add_version(
+        &mut self,
+        name: &str,
+        key: &PrivateKey,
+        new: &NewKey,
+    ) -> Result<KeyInfo, Fail> {
+        let (id, wrapping) = self.key_row(name)?;
         let version = random_version()?;
-        let place = Place { vault: &self.facts.id, key: &id, version: &version };
-        let sealed = self.root.seal(place, self.facts.generation, key.to_pkcs8()?.expose())?;
-        let (n, e) = key.public();
-        self.tx.execute(
-            "INSERT INTO key_version (key, version, seq, kty, bits, n, e, private, enabled, created, updated, key_ops, tags)
-             VALUES (?1, ?2, (SELECT ifnull(max(seq), 0) + 1 FROM key_version WHERE key = ?1),
-                     'RSA', ?3, ?4, ?5, ?6, 1, ?7, ?7, ?8, '{}')",
-            params![id.to_string(), version, key.bits().get(), n, e, sealed, now(), key_ops],
-        )?;
+        let operations = new.operations.as_deref().unwrap_or(&KeyOperation::ALL);
+        self.insert_version(&id, &wrapping, key, &version, operations, &new.attributes, &new.tags)?;
         self.bump_generation()?;
-        let row = self.find(name, Some(&version))?.ok_or_else(|| self.refuse(|s| s.deleted(name)))?;
+        let row = self.find(name, Some(&version))?.ok_or_else(|| self.refuse(|s| s.key_not_found(name)))?;
         row.info(self)
     }
 
+    /// The key's row and its wrapping key, made when missing.
+    fn key_row(&self, name: &str) -> Result<(Uuid, RootKey), Fail> {
+        let found = self
+            .tx
+            .query_row("SELECT id, wrapping FROM key WHERE name = ?1", [name], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
+            })
+            .optional()?;
+        if let Some((id, wrapping)) = found {
+            let id = uuid_of(&id)?;
+            let place = wrapping_place(self.facts, &id);
+            return Ok((id, self.root.open_wrapping(place, self.facts.generation, &wrapping)?));
+        }
+        let id = Uuid::new_v4();
+        let (wrapping, sealed) =
+            self.root.new_wrapping(wrapping_place(self.facts, &id), self.facts.generation)?;
+        self.tx.execute(
+            "INSERT INTO key (id, name, created, wrapping) VALUES (?1, ?2, ?3, ?4)",
+            params![id.to_string(), name, now(), sealed],
+        )?;
+        Ok((id, wrapping))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they are the columns")]
+    fn insert_version(
+        &self,
+        id: &Uuid,
+        wrapping: &RootKey,
+        key: &PrivateKey,
+        version: &str,
+        operations: &[KeyOperation],
+        attributes: &KeyAttributes,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<(), Fail> {
+        let place = Place { vault: &self.facts.id, key: id, version };
+        let sealed = wrapping.seal(place, FIRST_GENERATION, key.to_pkcs8()?.expose())?;
+        let (n, e) = key.public();
+        self.tx.execute(
+            "INSERT INTO key_version (key, version, seq, kty, bits, n, e, private, enabled, nbf, exp, created, updated,
+                                      key_ops, tags)
+             VALUES (?1, ?2, (SELECT ifnull(max(seq), 0) + 1 FROM key_version WHERE key = ?1),
+                     'RSA', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12)",
+            params![
+                id.to_string(),
+                version,
+                key.bits().get(),
+                n,
+                e,
+                sealed,
+                attributes.enabled,
+                attributes.not_before,
+                attributes.expires,
+                now(),
+                ops_json(operations),
+                tags_json(tags)
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Writes what can change of a version.
+    fn store(&self, row: &mut Version) -> Result<(), Fail> {
+        row.updated = now();
+        self.tx.execute(
+            "UPDATE key_version SET enabled = ?1, nbf = ?2, exp = ?3, key_ops = ?4, tags = ?5, updated = ?6
+              WHERE version = ?7",
+            params![
+                row.enabled,
+                row.not_before,
+                row.expires,
+                row.key_ops,
+                row.tags,
+                row.updated,
+                row.version
+            ],
+        )?;
+        Ok(self.bump_generation()?)
+    }
+
     /// Permission and existence, for a command that names a key of this vault.
-    fn find_for_admin(&mut self, key: &KeyRef) -> Result<Version, Fail> {
+    pub(super) fn find_for_admin(&mut self, key: &KeyRef) -> Result<Version, Fail> {
         self.require(Some(&key.name))?;
         self.check_ref(key)?;
         self.find(&key.name, key.version.as_deref())?
             .ok_or_else(|| self.refuse(|scene| scene.key_not_found(&shown_ref(key))))
     }
 
-    /// The version of this kid if the caller may now use it: everything up to key_ops of the check order.
-    fn usable(&mut self, kid: &Kid) -> Result<Version, Fail> {
-        kid.as_str().clone_into(&mut self.subject);
-        if !kid.host().eq_ignore_ascii_case(&format!("{}.vault.localhost", self.facts.id)) {
-            // Nothing of ours can leak, and "no permission" would send people to the wrong vault.
-            return Err(self.refuse(|scene| scene.wrong_vault(&self.facts.id)));
-        }
-        self.require(Some(kid.name()))?;
-        let Some(row) = self.find(kid.name(), Some(kid.version()))? else {
-            let key = format!("{}/{}", kid.name(), kid.version());
-            return Err(self.refuse(|scene| scene.deleted(&key)));
-        };
-        self.bits = Some(row.bits);
-        if !row.enabled {
-            return Err(self.refuse(|scene| scene.disabled(&row.name, &row.version)));
-        }
-        if !row.operations()?.iter().any(|op| op.name() == self.permission.name()) {
-            return Err(self.refuse(|scene| scene.operation_forbidden()));
-        }
-        Ok(row)
-    }
-
-    fn check_ref(&self, key: &KeyRef) -> Result<(), Fail> {
+    pub(super) fn check_ref(&self, key: &KeyRef) -> Result<(), Fail> {
         self.check_name(&key.name)?;
         if key.version.as_deref().is_none_or(valid_version) {
             return Ok(());
@@ -247,135 +305,63 @@ impl Work<'_> {
         }))
     }
 
-    fn find(&self, name: &str, version: Option<&str>) -> rusqlite::Result<Option<Version>> {
-        self.tx
-            .prepare_cached(&select("k.name = ?1 AND (?2 IS NULL OR v.version = ?2)", "v.seq DESC LIMIT 1"))?
-            .query_row(params![name, version.map(str::to_lowercase)], Version::from_row)
-            .optional()
+    fn check_times(&self, times: [Option<i64>; 2]) -> Result<(), Fail> {
+        let Some(found) = times.into_iter().flatten().find(|t| !(0..=LAST_SECOND).contains(t)) else {
+            return Ok(());
+        };
+        Err(self.refuse(|scene| {
+            scene.bad_parameter(
+                format!("The time is invalid: found {found}."),
+                "allowed are unix seconds from 1970 to 9999",
+            )
+        }))
     }
 
-    fn infos(&self, name: Option<&str>, which: &str) -> Result<Vec<KeyInfo>, Fail> {
-        let rows = self
-            .tx
-            .prepare_cached(&select(&format!("(?1 IS NULL OR k.name = ?1) AND {which}"), "k.name, v.seq"))?
-            .query_map([name], Version::from_row)?
-            .collect::<rusqlite::Result<Vec<_>>>()?;
-        rows.iter().map(|row| row.to_info(self)).collect()
-    }
-}
-
-fn select(condition: &str, order: &str) -> String {
-    format!(
-        "SELECT k.id, k.name, v.version, v.bits, v.private, v.enabled, v.nbf, v.exp, v.created, v.updated, v.key_ops, v.tags, v.n, v.e
-           FROM key_version v JOIN key k ON k.id = v.key WHERE {condition} ORDER BY {order}"
-    )
-}
-
-/// A row of `key_version`, with its key's name.
-struct Version {
-    key: Uuid,
-    name: String,
-    version: String,
-    bits: u32,
-    sealed: Vec<u8>,
-    enabled: bool,
-    not_before: Option<i64>,
-    expires: Option<i64>,
-    created: i64,
-    updated: i64,
-    key_ops: String,
-    tags: String,
-    n: Vec<u8>,
-    e: Vec<u8>,
-}
-
-impl Version {
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            key: super::uuid_of(&row.get::<_, String>(0)?)?,
-            name: row.get(1)?,
-            version: row.get(2)?,
-            bits: row.get(3)?,
-            sealed: row.get(4)?,
-            enabled: row.get(5)?,
-            not_before: row.get(6)?,
-            expires: row.get(7)?,
-            created: row.get(8)?,
-            updated: row.get(9)?,
-            key_ops: row.get(10)?,
-            tags: row.get(11)?,
-            n: row.get(12)?,
-            e: row.get(13)?,
-        })
-    }
-
-    fn kid(&self, work: &Work<'_>) -> Result<Kid, Fail> {
-        Kid::local(&work.facts.id, &self.name, &self.version).map_err(|e| {
-            Fail::Broken(VaultError::Corrupt(format!("a key's name or version in vault.db: {}", e.chain())))
-        })
-    }
-
-    fn to_info(&self, work: &Work<'_>) -> Result<KeyInfo, Fail> {
-        Ok(KeyInfo {
-            kid: self.kid(work)?,
-            bits: self.bits,
-            enabled: self.enabled,
-            not_before: self.not_before,
-            expires: self.expires,
-            created: self.created,
-            updated: self.updated,
-            operations: self.operations()?,
-            tags: serde_json::from_str(&self.tags).map_err(|e| self.damaged("tags", e))?,
-            n: self.n.clone(),
-            e: self.e.clone(),
-        })
-    }
-
-    fn operations(&self) -> Result<Vec<KeyOperation>, Fail> {
-        let names: Vec<String> =
-            serde_json::from_str(&self.key_ops).map_err(|e| self.damaged("key_ops", e))?;
-        names
-            .iter()
-            .map(|name| KeyOperation::parse(name))
-            .collect::<Result<_, _>>()
-            .map_err(|e| self.damaged("key_ops", e))
-    }
-
-    fn damaged(&self, column: &str, found: impl std::fmt::Display) -> Fail {
-        let (name, version) = (&self.name, &self.version);
-        Fail::Broken(VaultError::Corrupt(format!("key {name}/{version} in vault.db: {column}: {found}")))
-    }
-
-    /// [`Version::to_info`], and the audit record is about this version.
-    fn info(&self, work: &mut Work<'_>) -> Result<KeyInfo, Fail> {
-        let info = self.to_info(work)?;
-        info.kid.as_str().clone_into(&mut work.subject);
-        work.bits = Some(self.bits);
-        Ok(info)
-    }
-
-    fn open(&self, work: &mut Work<'_>) -> Result<PrivateKey, Fail> {
-        self.info(work)?;
-        let place = Place { vault: &work.facts.id, key: &self.key, version: &self.version };
-        let der = work.root.unseal(place, work.facts.generation, &self.sealed)?;
-        Ok(PrivateKey::from_pkcs8(&der)?)
-    }
-
-    fn in_window(&self, work: &Work<'_>) -> Result<(), Fail> {
-        let now = now();
-        if self.not_before.is_none_or(|t| t <= now) && self.expires.is_none_or(|t| now < t) {
+    fn check_tags(&self, tags: Option<&BTreeMap<String, String>>) -> Result<(), Fail> {
+        let Some(tags) = tags else { return Ok(()) };
+        let long = |(name, value): (&String, &String)| {
+            name.is_empty() || name.chars().count() > MAX_TAG_NAME || value.chars().count() > MAX_TAG_VALUE
+        };
+        if tags.len() <= MAX_TAGS && !tags.iter().any(long) {
             return Ok(());
         }
-        let bound = |t: Option<i64>| {
-            t.and_then(|t| jiff::Timestamp::from_second(t).ok()).map_or("ever".into(), |t| t.to_string())
-        };
-        let window = format!("from {} until {}", bound(self.not_before), bound(self.expires));
-        Err(work.refuse(|scene| scene.expired(&window)))
+        Err(self.refuse(|scene| {
+            scene.bad_parameter(
+                format!("The tags are invalid: found {} of them, or one that is too long.", tags.len()),
+                "allowed are 15 tags with a name of 1 to 512 and a value of at most 256 characters",
+            )
+        }))
     }
+}
+
+fn infos(work: &Work<'_>, rows: &[Version]) -> Result<Vec<KeyInfo>, Fail> {
+    rows.iter().map(|row| row.to_info(work.facts)).collect()
+}
+
+/// For the audit: what was changed. Tags may be long, and are not needed to understand a refusal later.
+fn said(change: &KeyUpdate) -> String {
+    let mut said = Vec::new();
+    said.extend(change.enabled.map(|on| format!("enabled={on}")));
+    said.extend(change.not_before.map(|t| format!("nbf={t}")));
+    said.extend(change.expires.map(|t| format!("exp={t}")));
+    said.extend(change.operations.as_ref().map(|ops| format!("key_ops={}", ops_json(ops))));
+    said.extend(change.tags.as_ref().map(|tags| format!("{} tags", tags.len())));
+    said.join(", ")
+}
+
+/// Each once, in Azure's order.
+fn ops_json(operations: &[KeyOperation]) -> String {
+    let names: Vec<_> =
+        KeyOperation::ALL.iter().filter(|op| operations.contains(op)).map(|op| op.name()).collect();
+    serde_json::json!(names).to_string()
+}
+
+fn tags_json(tags: &BTreeMap<String, String>) -> String {
+    serde_json::json!(tags).to_string()
 }
 
 /// 128 random bits, as Azure's versions look.
-fn random_version() -> crate::error::Result<String> {
+pub(super) fn random_version() -> crate::error::Result<String> {
     use std::fmt::Write;
     let mut bytes = [0u8; 16];
     crate::secret::random(&mut bytes)?;
@@ -386,18 +372,18 @@ fn random_version() -> crate::error::Result<String> {
 }
 
 /// A name for the audit's URL; a hostile one is refused later, but recorded.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     if valid_name(name) { name.to_owned() } else { "(invalid)".to_owned() }
 }
 
-fn shown_ref(key: &KeyRef) -> String {
+pub(super) fn shown_ref(key: &KeyRef) -> String {
     match &key.version {
         Some(version) => format!("{}/{version}", key.name),
         None => key.name.clone(),
     }
 }
 
-fn path_of(key: &KeyRef) -> String {
+pub(super) fn path_of(key: &KeyRef) -> String {
     match &key.version {
         Some(version) if valid_version(version) => format!("/keys/{}/{version}", shown(&key.name)),
         _ => format!("/keys/{}", shown(&key.name)),

@@ -15,13 +15,17 @@
 
 mod audit;
 mod authz;
+mod crypt;
 mod db;
 mod identities;
 mod import;
 mod keys;
+mod model;
 mod refusal;
+mod rows;
 mod rsa;
 mod seal;
+mod settings;
 mod work;
 
 use std::fmt;
@@ -42,6 +46,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
 pub use self::authz::{Grant, IdentityKind, Permission, Role};
 pub use self::import::ImportedKey;
+pub use self::model::{
+    CipherAlg, DeletedKey, KeyAttributes, KeyUpdate, NewKey, Page, SignAlg, VaultSettings,
+};
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
 
@@ -60,6 +67,10 @@ struct Facts {
     name: String,
     /// Of the root key.
     generation: u32,
+    /// Like a directory's, for tokens and messages.
+    tenant: Uuid,
+    /// A label, in Azure's words.
+    location: String,
 }
 
 /// What of the vault the seal check is sealed for.
@@ -77,7 +88,13 @@ impl LocalVault {
                 format!("vault name: found \"{}\", allowed 1 to 127 of [0-9A-Za-z-]", name.escape_debug()),
             ));
         }
-        let facts = Facts { id: Uuid::new_v4(), name: name.to_owned(), generation: FIRST_GENERATION };
+        let facts = Facts {
+            id: Uuid::new_v4(),
+            name: name.to_owned(),
+            generation: FIRST_GENERATION,
+            tenant: Uuid::new_v4(),
+            location: "local".to_owned(),
+        };
         db::create(dir, |conn, root| first_rows(conn, root, &facts))?;
         Self::open(dir)
     }
@@ -90,7 +107,7 @@ impl LocalVault {
     pub fn open(dir: &Path) -> Result<Self> {
         // Absolute: a mount changes its working directory.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", e).at(dir))?;
-        let db = Db::open(&dir)?;
+        let mut db = Db::open(&dir)?;
         let root = RootKey::load(&dir.join(ROOT_KEY))?;
         let (facts, check) = Facts::load(&db.conn).map_err(|e| db::sql(&e).at(&dir))?;
         root.unseal(facts.check_place(), facts.generation, &check).map_err(|e| {
@@ -99,6 +116,7 @@ impl LocalVault {
                 .hint("restore the two files from the same backup")
                 .caused_by(e)
         })?;
+        rows::adopt(&mut db.conn, &root, &facts).map_err(|fail| Error::from(fail).at(&dir))?;
         let admin = db
             .conn
             .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
@@ -157,7 +175,7 @@ impl LocalVault {
     /// # Errors
     /// `Damaged` names the first record that is not what it must be.
     pub fn verify_audit(&self) -> Result<AuditHead> {
-        self.verify(None)
+        self.verify_chain(None)
     }
 
     /// [`LocalVault::verify_audit`], and the chain must contain a head that was kept elsewhere: only this finds a chain
@@ -166,10 +184,10 @@ impl LocalVault {
     /// # Errors
     /// As there.
     pub fn verify_audit_against(&self, kept: &AuditHead) -> Result<AuditHead> {
-        self.verify(Some(kept))
+        self.verify_chain(Some(kept))
     }
 
-    fn verify(&self, kept: Option<&AuditHead>) -> Result<AuditHead> {
+    fn verify_chain(&self, kept: Option<&AuditHead>) -> Result<AuditHead> {
         let mut db = self.current()?;
         let root = RootKey::load(&self.dir.join(ROOT_KEY))?;
         // One snapshot: records and head belong together.
@@ -225,9 +243,16 @@ impl fmt::Debug for LocalVault {
 impl Facts {
     /// With the seal check's blob.
     fn load(conn: &Connection) -> rusqlite::Result<(Self, Vec<u8>)> {
-        conn.query_row("SELECT id, name, seal_generation, seal_check FROM vault", [], |row| {
-            let id = uuid_of(&row.get::<_, String>(0)?)?;
-            Ok((Self { id, name: row.get(1)?, generation: row.get(2)? }, row.get(3)?))
+        let columns = "id, name, seal_generation, seal_check, tenant_id, location";
+        conn.query_row(&format!("SELECT {columns} FROM vault"), [], |row| {
+            let facts = Self {
+                id: uuid_of(&row.get::<_, String>(0)?)?,
+                name: row.get(1)?,
+                generation: row.get(2)?,
+                tenant: uuid_of(&row.get::<_, String>(4)?)?,
+                location: row.get(5)?,
+            };
+            Ok((facts, row.get(3)?))
         })
     }
 
@@ -245,14 +270,15 @@ fn first_rows(conn: &mut Connection, root: &RootKey, facts: &Facts) -> Result<()
         tx.execute(
             "INSERT INTO vault (one, id, name, tenant_id, location, created, seal_method, seal_generation, seal_check,
                                 policy_generation)
-             VALUES (1, ?1, ?2, ?3, 'local', ?4, 'file', ?5, ?6, 1)",
+             VALUES (1, ?1, ?2, ?3, ?7, ?4, 'file', ?5, ?6, 1)",
             params![
                 facts.id.to_string(),
                 facts.name,
-                Uuid::new_v4().to_string(),
+                facts.tenant.to_string(),
                 now(),
                 facts.generation,
-                check
+                check,
+                facts.location
             ],
         )?;
         tx.execute(

@@ -114,8 +114,12 @@ pub(super) struct Scene<'a> {
     pub(super) key: &'a str,
     /// `name (oid)`, or the oid alone of an unknown identity.
     pub(super) identity: &'a str,
+    /// The same in Azure's form: `appid=A;oid=O;iss=I`.
+    pub(super) claims: &'a str,
     /// The vault's name.
     pub(super) vault: &'a str,
+    /// The vault's location.
+    pub(super) location: &'a str,
 }
 
 /// Status, outer and inner code of an answer (KEY-VAULT section 3).
@@ -153,26 +157,53 @@ impl Scene<'_> {
     }
 
     pub(super) fn no_permission(&self, next: &str) -> Refusal {
-        let description = format!(
+        let plain = format!(
             "The identity {} does not have keys {} permission on key vault '{}'.",
             self.identity, self.operation, self.vault
         );
-        self.denied(Denial::NoPermission, forbidden("ForbiddenByPolicy"), description, next)
+        let description = format!(
+            "The user, group or application '{}' does not have keys {} permission on key vault '{};location={}'. For help \
+             resolving this issue, please see https://go.microsoft.com/fwlink/?linkid=2125287",
+            self.claims, self.operation, self.vault, self.location
+        );
+        let error = VaultError::Denied(Denial::NoPermission, self.message(&plain, next));
+        let (status, signature, inner) = forbidden("ForbiddenByPolicy");
+        Refusal { status, signature, inner, description, error }
     }
 
-    /// For data operations: a container asks for a key that is gone.
-    pub(super) fn deleted(&self, key: &str) -> Refusal {
-        self.denied(
-            Denial::Deleted,
-            (404, "KeyNotFound", None),
-            not_found(key),
-            "see what there is: wrapdisk key list; a lost key can only come back from a backup of the vault",
-        )
+    /// For data operations: a container asks for a key that is gone; `recoverable`: under which name it can be had back.
+    pub(super) fn deleted(&self, key: &str, recoverable: Option<&str>) -> Refusal {
+        let next = match recoverable {
+            Some(name) => format!("it was deleted and can be had back: wrapdisk key recover {name}"),
+            None => "see what there is: wrapdisk key list; a lost key can only come back from a backup of the vault"
+                .to_owned(),
+        };
+        let error = VaultError::Denied(Denial::Deleted, self.message(&plain_not_found(key), &next));
+        not_found(not_found_help(key), error)
     }
 
     /// For administration: a name that was mistyped.
     pub(super) fn key_not_found(&self, key: &str) -> Refusal {
-        self.rejected("KeyNotFound", 404, not_found(key), "see what there is: wrapdisk key list")
+        let next = "see what there is: wrapdisk key list, wrapdisk key list-deleted";
+        let message = self.message(&plain_not_found(key), next);
+        not_found(not_found_help(key), VaultError::Rejected { code: "KeyNotFound", message })
+    }
+
+    /// Among the deleted keys.
+    pub(super) fn deleted_key_not_found(&self, name: &str) -> Refusal {
+        let description = format!("Deleted Key not found: {name}");
+        let message = self.message(&description, "see what there is: wrapdisk key list-deleted");
+        not_found(description, VaultError::Rejected { code: "KeyNotFound", message })
+    }
+
+    pub(super) fn deleted_but_recoverable(&self, name: &str) -> Refusal {
+        let description = format!(
+            "Key {name} is currently in a deleted but recoverable state, and its name cannot be reused; in this state, the \
+             key can only be recovered or purged."
+        );
+        let refusal =
+            self.conflict(description, &format!("wrapdisk key recover {name}, or key purge {name}"));
+        Refusal { inner: Some("ObjectIsDeletedButRecoverable"), ..refusal }
     }
 
     pub(super) fn disabled(&self, name: &str, version: &str) -> Refusal {
@@ -228,6 +259,18 @@ impl Scene<'_> {
     }
 }
 
-fn not_found(key: &str) -> String {
+fn not_found(description: String, error: VaultError) -> Refusal {
+    Refusal { status: 404, signature: "KeyNotFound", inner: None, description, error }
+}
+
+fn plain_not_found(key: &str) -> String {
     format!("A key with (name/id) {key} was not found in this key vault.")
+}
+
+fn not_found_help(key: &str) -> String {
+    format!(
+        "{} If you recently deleted this key you may be able to recover it using the correct recovery command. For help \
+         resolving this issue, please see https://go.microsoft.com/fwlink/?linkid=2125182",
+        plain_not_found(key)
+    )
 }

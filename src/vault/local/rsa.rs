@@ -1,23 +1,26 @@
 //! RSA of the embedded vault: the only module that knows the crate `rsa`, so that another engine can replace it.
 //!
-//! RSAES-OAEP (RFC 8017 7.1) with SHA-256, MGF1-SHA-256 and an empty label. The crate computes on constant-time big
+//! RSAES-OAEP (RFC 8017 7.1) with MGF1 of the same hash and an empty label; RSASSA-PSS (8.1) with a salt as long as the
+//! hash, RSASSA-PKCS1-v1_5 (8.2) of a digest. RSAES-PKCS1-v1_5 is not here: padding oracles live there. The crate computes on constant-time big
 //! integers with base, exponent and modulus blinding and checks the CRT result, which answers RUSTSEC-2023-0071.
 //!
 //! Must never see: the database, permissions, files.
 //!
 //! Invariants:
 //! 1. A [`PrivateKey`] is a good key: n = p*q, d*e = 1, both factors prime, 2048, 3072 or 4096 bits exactly.
-//! 2. Every failed unwrap takes one path and gives one error.
-//! 3. DER and data keys live in [`SecretBytes`] / [`Secret`]. The crate's own big integers live on the ordinary heap: it
+//! 2. Every failed decryption takes one path and gives one error.
+//! 3. DER and data keys live in [`SecretBytes`]. The crate's own big integers live on the ordinary heap: it
 //!    wipes them on drop, but they are not locked against swap, and a few of its intermediates are not wiped.
 
 use ::rsa::BoxedUint;
 use ::rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey, LineEnding};
 use ::rsa::traits::{PrivateKeyParts, PublicKeyParts};
-use sha2::Sha256;
+use sha1::Sha1;
+use sha2::{Sha256, Sha384, Sha512};
 
+use super::model::{CipherAlg, SignAlg};
 use crate::error::{Error, ErrorKind, Result};
-use crate::secret::{Secret, SecretBytes};
+use crate::secret::SecretBytes;
 
 /// Size of an RSA modulus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,14 +62,18 @@ impl TryFrom<u32> for RsaBits {
     }
 }
 
-/// Why an unwrap gave no data key.
+/// Why an operation with a key gave nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UnwrapError {
-    /// Length, range, padding, label, or a payload that is not 64 bytes: nobody learns which.
+pub(super) enum CryptError {
+    /// A ciphertext of wrong length, range, padding or label: nobody learns which.
     Bad,
-    /// No random numbers for the blinding: nothing was tried.
+    /// What was to be encrypted or signed is too long, or not of the digest's length.
+    Length,
+    /// No random numbers, or no memory: the vault's trouble.
     NoRandom,
 }
+
+type Answer<T> = std::result::Result<T, CryptError>;
 
 /// An RSA key pair that passed every check.
 pub(super) struct PrivateKey(::rsa::PrivateKey);
@@ -87,13 +94,13 @@ pub(super) struct Parts<'a> {
 }
 
 impl PrivateKey {
-    /// A new key with e = 65537. Takes a fraction of a second (2048) to several seconds (4096).
+    /// A new key. Takes a fraction of a second (2048) to several seconds (4096).
     ///
     /// # Errors
-    /// No random generator.
-    pub(super) fn generate(bits: RsaBits) -> Result<Self> {
+    /// No random generator; an exponent that [`exponent_is_good`] refuses.
+    pub(super) fn generate(bits: RsaBits, exponent: u64) -> Result<Self> {
         let size = usize::try_from(bits.get()).expect("at most 4096");
-        ::rsa::PrivateKey::new(&mut getrandom::SysRng, size)
+        ::rsa::PrivateKey::new_with_exp(&mut getrandom::SysRng, size, BoxedUint::from(exponent))
             .map(Self)
             .map_err(|e| Error::new(ErrorKind::Other, "generate an RSA key").caused_by(e))
     }
@@ -177,31 +184,76 @@ impl PrivateKey {
             .map_err(|e| Error::new(ErrorKind::Other, "encode a public key").caused_by(e.to_string()))
     }
 
-    /// Wraps a data key.
+    /// Encrypts with the public half.
     ///
     /// # Errors
-    /// No random generator.
-    pub(super) fn wrap(&self, dek: &Secret<64>) -> Result<Vec<u8>> {
-        self.0
-            .as_public_key()
-            .oaep_encrypt::<Sha256>(dek.expose())
-            .map_err(|e| Error::new(ErrorKind::Other, "wrap a data key").caused_by(e))
+    /// [`CryptError::Length`] for more than the modulus takes; [`CryptError::NoRandom`].
+    pub(super) fn encrypt(&self, alg: CipherAlg, plain: &[u8]) -> Answer<Vec<u8>> {
+        let key = self.0.as_public_key();
+        match alg {
+            CipherAlg::RsaOaep => key.oaep_encrypt::<Sha1>(plain),
+            CipherAlg::RsaOaep256 => key.oaep_encrypt::<Sha256>(plain),
+        }
+        .map_err(|e| match e {
+            ::rsa::Error::MessageTooLong => CryptError::Length,
+            _ => CryptError::NoRandom,
+        })
     }
 
-    /// Unwraps a data key.
+    /// Decrypts with the private half.
     ///
     /// # Errors
-    /// See [`UnwrapError`].
-    pub(super) fn unwrap(&self, wrapped: &[u8]) -> std::result::Result<Secret<64>, UnwrapError> {
-        let mut plain = match self.0.oaep_decrypt::<Sha256>(wrapped) {
-            Ok(plain) => plain,
-            Err(::rsa::Error::Rng) => return Err(UnwrapError::NoRandom),
-            Err(_) => return Err(UnwrapError::Bad),
-        };
-        match Secret::take(&mut plain) {
-            Ok(Some(dek)) => Ok(dek),
-            _ => Err(UnwrapError::Bad),
+    /// [`CryptError::Bad`], [`CryptError::NoRandom`].
+    pub(super) fn decrypt(&self, alg: CipherAlg, cipher: &[u8]) -> Answer<SecretBytes> {
+        let mut plain = match alg {
+            CipherAlg::RsaOaep => self.0.oaep_decrypt::<Sha1>(cipher),
+            CipherAlg::RsaOaep256 => self.0.oaep_decrypt::<Sha256>(cipher),
         }
+        .map_err(|e| match e {
+            ::rsa::Error::Rng => CryptError::NoRandom,
+            _ => CryptError::Bad,
+        })?;
+        SecretBytes::take(&mut plain).map_err(|_| CryptError::NoRandom)
+    }
+
+    /// Signs a digest of the length that `alg` has.
+    ///
+    /// # Errors
+    /// [`CryptError::Length`], [`CryptError::NoRandom`].
+    pub(super) fn sign(&self, alg: SignAlg, digest: &[u8]) -> Answer<Vec<u8>> {
+        if digest.len() != alg.digest_len() {
+            return Err(CryptError::Length);
+        }
+        let (key, rng) = (&self.0, &mut getrandom::SysRng);
+        match alg {
+            SignAlg::Ps256 => key.pss_sign_prehash_with_rng::<Sha256, _>(rng, digest),
+            SignAlg::Ps384 => key.pss_sign_prehash_with_rng::<Sha384, _>(rng, digest),
+            SignAlg::Ps512 => key.pss_sign_prehash_with_rng::<Sha512, _>(rng, digest),
+            SignAlg::Rs256 => key.pkcs1v15_sign_prehash_with_rng::<Sha256, _>(rng, digest),
+            SignAlg::Rs384 => key.pkcs1v15_sign_prehash_with_rng::<Sha384, _>(rng, digest),
+            SignAlg::Rs512 => key.pkcs1v15_sign_prehash_with_rng::<Sha512, _>(rng, digest),
+        }
+        .map_err(|_| CryptError::NoRandom)
+    }
+
+    /// Whether `signature` is this key's over the digest.
+    ///
+    /// # Errors
+    /// [`CryptError::Length`] of the digest.
+    pub(super) fn verify(&self, alg: SignAlg, digest: &[u8], signature: &[u8]) -> Answer<bool> {
+        if digest.len() != alg.digest_len() {
+            return Err(CryptError::Length);
+        }
+        let key = self.0.as_public_key();
+        let done = match alg {
+            SignAlg::Ps256 => key.pss_verify_prehash::<Sha256>(digest, signature),
+            SignAlg::Ps384 => key.pss_verify_prehash::<Sha384>(digest, signature),
+            SignAlg::Ps512 => key.pss_verify_prehash::<Sha512>(digest, signature),
+            SignAlg::Rs256 => key.pkcs1v15_verify_prehash::<Sha256>(digest, signature),
+            SignAlg::Rs384 => key.pkcs1v15_verify_prehash::<Sha384>(digest, signature),
+            SignAlg::Rs512 => key.pkcs1v15_verify_prehash::<Sha512>(digest, signature),
+        };
+        Ok(done.is_ok())
     }
 }
 
@@ -222,16 +274,21 @@ fn bit_len(bytes: &[u8]) -> u32 {
 }
 
 /// Odd, at least 65537 (KEY-VAULT section 2), below 2^33 (the crate's guard against costly exponents).
+pub(super) const fn exponent_is_good(e: u64) -> bool {
+    e >= 65537 && e < 1 << 33 && e % 2 == 1
+}
+
+/// What [`exponent_is_good`] takes.
+pub(super) const GOOD_EXPONENTS: &str = "allowed an odd number from 65537 to 2^33";
+
 fn public_exponent(bytes: &[u8]) -> Result<u64> {
-    const ALLOWED: std::ops::RangeInclusive<u64> = 65537..=(1 << 33) - 1;
-    let refuse =
-        |found: String| Err(bad(format!("e: found {found}, allowed an odd number from 65537 to 2^33")));
+    let refuse = |found: String| Err(bad(format!("e: found {found}, {GOOD_EXPONENTS}")));
     let bytes = trimmed(bytes);
     if bytes.len() > 8 {
         return refuse(format!("{} bits", bit_len(bytes)));
     }
     let e = bytes.iter().fold(0, |e, b| e << 8 | u64::from(*b));
-    if !ALLOWED.contains(&e) || e % 2 == 0 {
+    if !exponent_is_good(e) {
         return refuse(e.to_string());
     }
     Ok(e)

@@ -180,6 +180,29 @@ impl RootKey {
         Ok(plain)
     }
 
+    /// A key's own wrapping key, and the same sealed for `place`: what it seals dies with that blob (RULINGS 32), and a new
+    /// root key seals only these again. It seals under [`FIRST_GENERATION`], always.
+    ///
+    /// # Errors
+    /// No memory, no random generator.
+    pub(super) fn new_wrapping(&self, place: Place<'_>, generation: u32) -> Result<(Self, Vec<u8>)> {
+        let wrapping = Secret::<LEN>::random()?;
+        let blob = self.seal(place, generation, wrapping.expose())?;
+        Ok((Self(wrapping), blob))
+    }
+
+    /// Opens what [`RootKey::new_wrapping`] sealed.
+    ///
+    /// # Errors
+    /// As [`RootKey::unseal`].
+    pub(super) fn open_wrapping(&self, place: Place<'_>, generation: u32, blob: &[u8]) -> Result<Self> {
+        let mut plain = self.unseal(place, generation, blob)?;
+        let wrapping = Secret::take(plain.expose_mut())?;
+        wrapping
+            .map(Self)
+            .ok_or_else(|| Error::new(ErrorKind::Damaged, "a key's wrapping key has another length"))
+    }
+
     /// HMAC-SHA256 over `message` under the audit sub-key.
     ///
     /// # Errors

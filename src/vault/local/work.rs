@@ -1,16 +1,18 @@
-//! One operation of the embedded vault: a transaction, who asks, what was decided, and the record of it.
+//! One operation of the embedded vault, from the question to the recorded answer.
 //!
-//! Must never see: RSA.
+//! Must never see: RSA, SQL of keys or identities.
 //!
-//! Invariants: those of the vault (see its header): one transaction an operation, no answer without a record, a refusal
-//! changes nothing but the audit.
+//! Invariants:
+//! 1. The record is appended and committed before the answer leaves; a refusal's changes are undone.
+//! 2. Work that takes long (RSA) holds no lock: rows are read, the work is done, and in the transaction that records it
+//!    the rows are read again. So what was disabled meanwhile is refused, whoever disabled it.
 
 use std::time::Instant;
 
 use rusqlite::{Transaction, TransactionBehavior};
 
 use super::authz::{Caller, Permission};
-use super::refusal::{self, Fail, Scene, transient};
+use super::refusal::{Fail, Refusal, Scene, transient};
 use super::seal::{ROOT_KEY, RootKey};
 use super::{Facts, LocalVault, audit};
 use crate::vault::{Call, VaultError};
@@ -22,26 +24,64 @@ impl LocalVault {
         &self,
         task: Task<'_>,
         call: &Call,
-        body: impl FnOnce(&mut Work<'_>) -> std::result::Result<T, Fail>,
-    ) -> std::result::Result<T, Fail> {
+        body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
+        self.audited_since(Instant::now(), task, call, body)?.map_err(Fail::Refused)
+    }
+
+    /// An operation with long work in it: `check` decides on the rows, `labour` works without holding anybody up, `finish`
+    /// writes and answers after the rows have been checked once more.
+    pub(super) fn in_two_steps<C, P, T>(
+        &self,
+        task: Task<'_>,
+        call: &Call,
+        check: impl Fn(&mut Work<'_>) -> Result<C, Fail>,
+        labour: impl FnOnce(&C) -> Result<P, Fail>,
+        finish: impl FnOnce(&mut Work<'_>, C, P) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
         let started = Instant::now();
+        let done = match self.peek(task, call, &check).and_then(|checked| labour(&checked)) {
+            Err(Fail::Broken(e)) if !matches!(e, VaultError::Corrupt(_)) => return Err(Fail::Broken(e)),
+            done => done,
+        };
+        // A refusal stands even if the rows allow it by now: it was true while the caller waited.
+        let finish = |work: &mut Work<'_>| check(work).and_then(|checked| finish(work, checked, done?));
+        self.audited_since(started, task, call, finish)?.map_err(Fail::Refused)
+    }
+
+    /// Reads rows, in one snapshot that nobody waits for. Nothing is recorded yet.
+    fn peek<T>(
+        &self,
+        task: Task<'_>,
+        call: &Call,
+        body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
         let mut db = self.current().map_err(Fail::Broken)?;
-        // Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
-        let root = RootKey::load(&self.dir.join(ROOT_KEY)).map_err(|e| Fail::Broken(transient(e.chain())))?;
+        let root = self.root()?;
+        let tx = db.conn.transaction()?;
+        let caller = Caller::load(&tx, call.identity)?;
+        body(&mut Work::new(&tx, &root, &self.facts, &caller, task))
+    }
+
+    /// Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
+    pub(super) fn root(&self) -> Result<RootKey, Fail> {
+        RootKey::load(&self.dir.join(ROOT_KEY)).map_err(|e| Fail::Broken(transient(e.chain())))
+    }
+
+    /// The inner result is the recorded answer, the outer one says that there is none.
+    fn audited_since<T>(
+        &self,
+        started: Instant,
+        task: Task<'_>,
+        call: &Call,
+        body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
+    ) -> Result<Result<T, Refusal>, Fail> {
+        let mut db = self.current().map_err(Fail::Broken)?;
+        let root = self.root()?;
         let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let caller = Caller::load(&tx, call.identity)?;
         tx.execute_batch("SAVEPOINT body")?;
-        let mut work = Work {
-            tx: &tx,
-            root: &root,
-            facts: &self.facts,
-            caller: &caller,
-            permission: task.permission,
-            subject: format!("https://{}.vault.localhost{}", self.facts.id, task.path),
-            allowed: false,
-            bits: None,
-            change: None,
-        };
+        let mut work = Work::new(&tx, &root, &self.facts, &caller, task);
         let answer = match body(&mut work) {
             Ok(answer) => Ok(answer),
             Err(Fail::Refused(refusal)) => {
@@ -51,7 +91,7 @@ impl LocalVault {
             // A sealed key that does not open is worth a record; the rows can still be written.
             Err(Fail::Broken(VaultError::Corrupt(message))) => {
                 tx.execute_batch("ROLLBACK TO body")?;
-                Err(refusal::Refusal::damaged(message))
+                Err(Refusal::damaged(message))
             }
             Err(broken) => return Err(broken), // dropping the transaction undoes it
         };
@@ -73,7 +113,7 @@ impl LocalVault {
         };
         audit::append(&tx, &root, &self.facts.id, &event)?;
         tx.commit()?;
-        answer.map_err(Fail::Refused)
+        Ok(answer)
     }
 }
 
@@ -106,9 +146,29 @@ pub(super) struct Work<'a> {
     pub(super) change: Option<String>,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(
+        tx: &'a Transaction<'a>,
+        root: &'a RootKey,
+        facts: &'a Facts,
+        caller: &'a Caller,
+        task: Task<'_>,
+    ) -> Self {
+        Self {
+            tx,
+            root,
+            facts,
+            caller,
+            permission: task.permission,
+            subject: format!("https://{}.vault.localhost{}", facts.id, task.path),
+            allowed: false,
+            bits: None,
+            change: None,
+        }
+    }
+
     /// Refuses unless the caller may do this with this key (by name), or with the vault.
-    pub(super) fn require(&mut self, key: Option<&str>) -> std::result::Result<(), Fail> {
+    pub(super) fn require(&mut self, key: Option<&str>) -> Result<(), Fail> {
         self.allowed = self.caller.may(self.tx, self.permission, key)?;
         if self.allowed {
             return Ok(());
@@ -116,13 +176,18 @@ impl Work<'_> {
         Err(self.refuse(|scene| scene.no_permission(self.caller.advice())))
     }
 
-    pub(super) fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> refusal::Refusal) -> Fail {
-        let identity = self.caller.label();
+    pub(super) fn refuse(&self, say: impl FnOnce(&Scene<'_>) -> Refusal) -> Fail {
+        let (identity, facts) = (self.caller.label(), self.facts);
+        let appid = self.caller.known.as_ref().map_or("", |known| &known.client_id);
+        let issuer = format!("https://{}.vault.localhost/{}/", facts.id, facts.tenant);
+        let claims = format!("appid={appid};oid={};iss={issuer}", self.caller.oid);
         Fail::Refused(say(&Scene {
             operation: self.permission.name(),
             key: &self.subject,
             identity: &identity,
-            vault: &self.facts.name,
+            claims: &claims,
+            vault: &facts.name,
+            location: &facts.location,
         }))
     }
 
