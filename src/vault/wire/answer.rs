@@ -1,5 +1,5 @@
-//! Bodies of answers. Absent members are left out, never `null`, except `nextLink`; every URL begins with the host that
-//! the client dialled.
+//! Bodies of answers. Absent members are left out, never `null`, except `nextLink` and the attributes of a default policy;
+//! every URL begins with the host that the client dialled.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +29,7 @@ struct Jwk {
 #[derive(Serialize)]
 struct Attributes {
     enabled: bool,
+    key_size: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     nbf: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,6 +41,9 @@ struct Attributes {
     #[serde(rename = "recoverableDays")]
     days: u32,
     exportable: bool,
+    /// Azure writes a string: "0" for a key that no HSM holds.
+    #[serde(rename = "hsmPlatform")]
+    hsm_platform: &'static str,
 }
 
 #[derive(Serialize)]
@@ -125,6 +129,7 @@ impl Frame<'_> {
             key,
             attributes: Attributes {
                 enabled: info.enabled,
+                key_size: info.bits,
                 nbf: info.not_before,
                 exp: info.expires,
                 created: info.created,
@@ -132,6 +137,7 @@ impl Frame<'_> {
                 level: self.recovery.level,
                 days: self.recovery.days,
                 exportable: false,
+                hsm_platform: "0",
             },
             tags: &info.tags,
             deleted: deletion.map(|d| Deleted {
@@ -192,6 +198,10 @@ impl Frame<'_> {
             if let Some(time) = time {
                 attributes[member] = time.into();
             }
+        }
+        // A policy that nobody set: Azure gives it no id and says that it has no attributes.
+        if policy.created.is_none() {
+            return json(&serde_json::json!({ "lifetimeActions": actions, "attributes": null }));
         }
         json(&serde_json::json!({
             "id": format!("https://{}/keys/{name}/rotationpolicy", self.host.as_str()),
