@@ -166,7 +166,7 @@ impl From<VaultError> for Error {
             VaultError::Transient { .. } => ErrorKind::Unreachable,
             VaultError::Corrupt(_) => ErrorKind::Damaged,
             VaultError::Rejected { code: "Conflict", .. } => ErrorKind::Exists,
-            VaultError::Rejected { code: "KeyNotFound", .. } => ErrorKind::NotFound,
+            VaultError::Rejected { code: "KeyNotFound" | "IdentityNotFound", .. } => ErrorKind::NotFound,
             VaultError::Rejected { .. } => ErrorKind::InvalidInput,
         };
         Self::new(kind, e.to_string())

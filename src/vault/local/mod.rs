@@ -15,8 +15,10 @@
 
 mod audit;
 mod authz;
+mod credentials;
 mod crypt;
 mod db;
+mod grants;
 mod identities;
 mod import;
 mod keys;
@@ -25,7 +27,9 @@ mod refusal;
 mod rows;
 mod rsa;
 mod seal;
+mod secrets;
 mod settings;
+mod tokens;
 mod work;
 
 use std::fmt;
@@ -45,12 +49,15 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
 pub use self::authz::{Grant, IdentityKind, Permission, Role};
+pub use self::credentials::{Credential, CredentialKind};
+pub use self::identities::Identity;
 pub use self::import::ImportedKey;
 pub use self::model::{
     CipherAlg, DeletedKey, KeyAttributes, KeyUpdate, NewKey, Page, SignAlg, VaultSettings,
 };
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
+pub use self::tokens::{SignIn, Token, TokenError};
 
 /// The embedded vault of one folder.
 pub struct LocalVault {
@@ -58,6 +65,7 @@ pub struct LocalVault {
     facts: Facts,
     admin: Uuid,
     db: Mutex<Db>,
+    sign_ins: Mutex<tokens::Brake>,
 }
 
 /// What never changes about a vault.
@@ -122,7 +130,7 @@ impl LocalVault {
             .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
             .and_then(|oid| uuid_of(&oid))
             .map_err(|e| db::sql(&e).at(&dir))?;
-        Ok(Self { dir, facts, admin, db: Mutex::new(db) })
+        Ok(Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default() })
     }
 
     /// Whether there is a vault in this folder.

@@ -206,6 +206,23 @@ impl Scene<'_> {
         Refusal { inner: Some("ObjectIsDeletedButRecoverable"), ..refusal }
     }
 
+    /// The one answer to everybody who cannot prove who he is.
+    pub(super) fn not_signed_in(&self) -> Refusal {
+        let description = "Invalid client secret provided.".to_owned();
+        let next = "unknown or disabled identity, or a wrong or expired secret: wrapdisk vault identity show";
+        let error = VaultError::Auth(self.message(&description, next));
+        Refusal { status: 401, signature: "Unauthorized", inner: Some("7000215"), description, error }
+    }
+
+    pub(super) fn identity_not_found(&self, who: &str) -> Refusal {
+        let who: String = who.chars().take(64).flat_map(char::escape_debug).collect();
+        let description = format!("The identity {who} was not found in this key vault.");
+        let next = "see which there are: wrapdisk vault identity list";
+        let error =
+            VaultError::Rejected { code: "IdentityNotFound", message: self.message(&description, next) };
+        Refusal { status: 404, signature: "NotFound", inner: None, description, error }
+    }
+
     pub(super) fn disabled(&self, name: &str, version: &str) -> Refusal {
         self.denied(
             Denial::Disabled,
