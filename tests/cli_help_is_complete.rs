@@ -78,6 +78,7 @@ status
 umount
 vault
 vault init
+vault serve
 volume-key";
 
 #[test]

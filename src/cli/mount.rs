@@ -182,7 +182,7 @@ fn ready(context: &Context, args: &Args, file: &Path, opened: &Opened) -> Result
 }
 
 /// `READY=1` to the service manager, when there is one (`sd_notify(3)`: one datagram to the socket in NOTIFY_SOCKET).
-fn notify_systemd() -> Result<()> {
+pub(super) fn notify_systemd() -> Result<()> {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let sender = std::os::unix::net::UnixDatagram::unbound().io_at("notify systemd", "")?;
     let name = std::os::unix::ffi::OsStrExt::as_bytes(socket.as_os_str());

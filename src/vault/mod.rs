@@ -18,6 +18,8 @@ pub mod azure;
 mod entry;
 mod key;
 pub mod local;
+#[cfg(feature = "serve")]
+pub mod server;
 pub mod wire;
 
 pub use self::entry::{Credential, Endpoint, SecretSource, VaultEntry, checked_host};

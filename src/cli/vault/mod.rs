@@ -3,6 +3,9 @@
 //!
 //! Must never see: a key's private part, a root key.
 
+#[cfg(feature = "serve")]
+mod serve;
+
 use super::context::Context;
 use super::output;
 use crate::error::Result;
@@ -16,6 +19,8 @@ Examples:
 pub(super) enum Command {
     /// Make an empty key vault; without it, the first `create` makes one named \"default\"
     Init(Init),
+    #[cfg(feature = "serve")]
+    Serve(serve::Serve),
 }
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +40,8 @@ pub(super) struct Init {
 pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
     match command {
         Command::Init(args) => init(context, args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(context, args),
     }
 }
 

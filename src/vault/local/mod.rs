@@ -30,6 +30,7 @@ mod seal;
 mod secrets;
 mod settings;
 mod tokens;
+mod turned_down;
 mod work;
 
 use std::fmt;
@@ -58,6 +59,7 @@ pub use self::model::{
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
 pub use self::tokens::{SignIn, Token, TokenError};
+pub use self::turned_down::TurnedDown;
 
 /// The embedded vault of one folder.
 pub struct LocalVault {

@@ -250,6 +250,15 @@ impl Scene<'_> {
         )
     }
 
+    pub(super) fn firewall(&self, address: std::net::IpAddr) -> Refusal {
+        self.denied(
+            Denial::Firewall,
+            forbidden("ForbiddenByFirewall"),
+            format!("Client address ({address}) is not authorized and caller is not a trusted service"),
+            "let it in: vault serve --allow",
+        )
+    }
+
     pub(super) fn wrong_vault(&self, id: &uuid::Uuid) -> Refusal {
         self.rejected(
             "WrongVault",

@@ -17,10 +17,12 @@ use crate::secret::SecretBytes;
 
 pub mod answer;
 pub mod body;
+mod form;
 mod fuzz;
 mod host;
 mod route;
 
+pub use self::form::Form;
 #[doc(hidden)]
 pub use self::fuzz::{fuzz_body, fuzz_route};
 pub use self::host::{Audience, Host};
