@@ -170,10 +170,13 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::ListVersions(args) => {
             let vault = context.existing()?.vault;
-            list(
-                &vault.list_versions(&args.name, &Page::default(), &vault.admin("key list-versions"))?,
-                args.output.json(),
-            )
+            let call = vault.admin("key list-versions");
+            let versions = vault.list_versions(&args.name, &Page::default(), &call)?;
+            if versions.is_empty() {
+                // To a program none is an answer, as at Azure; a person has mistyped the name.
+                vault.get_key(&KeyRef { name: args.name.clone(), version: None }, &call)?;
+            }
+            list(&versions, args.output.json())
         }
         Command::Show(args) => {
             let vault = context.existing()?.vault;

@@ -91,6 +91,14 @@ impl ImportedKey {
     }
 }
 
+/// PKCS#8 with every check of a file that somebody brings.
+///
+/// # Errors
+/// As [`ImportedKey::from_pem`].
+pub(super) fn checked_pkcs8(der: &SecretBytes) -> Result<PrivateKey> {
+    from_pkcs8(der.expose()).map(|key| key.0)
+}
+
 /// The private key among what else a PEM file holds (certificates, text before and after); else the first block.
 fn block(text: &str) -> &str {
     const BEGIN: &str = "-----BEGIN ";

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::authz::Permission;
 use super::import::ImportedKey;
-use super::model::{KeyAttributes, KeyUpdate, NewKey, Page};
+use super::model::{KeyUpdate, NewKey, Page};
 use super::refusal::Fail;
-use super::rows::{Life, Version, wrapping_place};
+use super::rows::{Life, NewVersion, Version, wrapping_place};
 use super::rsa::{GOOD_EXPONENTS, PrivateKey, exponent_is_good};
-use super::seal::{FIRST_GENERATION, Place, RootKey};
+use super::seal::RootKey;
 use super::work::{Task, Work};
 use super::{LocalVault, now, uuid_of};
 use crate::envelope::{valid_name, valid_version};
@@ -129,10 +129,10 @@ impl LocalVault {
         })
     }
 
-    /// The versions of a key, oldest first.
+    /// The versions of a key, oldest first; of one that does not exist there are none, and that is no error, as at Azure.
     ///
     /// # Errors
-    /// 403, 404 `KeyNotFound`; broken.
+    /// 403; broken.
     pub fn list_versions(&self, name: &str, page: &Page, call: &Call) -> Result<Vec<KeyInfo>, Fail> {
         let path = format!("/keys/{}", shown(name));
         let task = Task {
@@ -144,9 +144,6 @@ impl LocalVault {
         self.audited(task, call, |work| {
             work.require(Some(name))?;
             work.check_name(name)?;
-            if work.find(name, None)?.is_none() {
-                return Err(work.refuse(|scene| scene.key_not_found(name)));
-            }
             infos(work, &work.versions(name, page.after.as_deref(), page.limit())?)
         })
     }
@@ -201,8 +198,21 @@ impl Work<'_> {
     ) -> Result<KeyInfo, Fail> {
         let (id, wrapping) = self.key_row(name)?;
         let version = random_version()?;
-        let operations = new.operations.as_deref().unwrap_or(&KeyOperation::ALL);
-        self.insert_version(&id, &wrapping, key, &version, operations, &new.attributes, &new.tags)?;
+        let time = now();
+        self.insert(&NewVersion {
+            key: &id,
+            wrapping: &wrapping,
+            version: &version,
+            private: key,
+            enabled: new.attributes.enabled,
+            not_before: new.attributes.not_before,
+            expires: new.attributes.expires,
+            created: time,
+            updated: time,
+            operations: new.operations.as_deref().unwrap_or(&KeyOperation::ALL),
+            tags: &new.tags,
+            notified: false,
+        })?;
         self.bump_generation()?;
         let row = self.find(name, Some(&version))?.ok_or_else(|| self.refuse(|s| s.key_not_found(name)))?;
         row.info(self)
@@ -229,43 +239,6 @@ impl Work<'_> {
             params![id.to_string(), name, now(), sealed],
         )?;
         Ok((id, wrapping))
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "they are the columns")]
-    fn insert_version(
-        &self,
-        id: &Uuid,
-        wrapping: &RootKey,
-        key: &PrivateKey,
-        version: &str,
-        operations: &[KeyOperation],
-        attributes: &KeyAttributes,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<(), Fail> {
-        let place = Place { vault: &self.facts.id, key: id, version };
-        let sealed = wrapping.seal(place, FIRST_GENERATION, key.to_pkcs8()?.expose())?;
-        let (n, e) = key.public();
-        self.tx.execute(
-            "INSERT INTO key_version (key, version, seq, kty, bits, n, e, private, enabled, nbf, exp, created, updated,
-                                      key_ops, tags)
-             VALUES (?1, ?2, (SELECT ifnull(max(seq), 0) + 1 FROM key_version WHERE key = ?1),
-                     'RSA', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?10, ?11, ?12)",
-            params![
-                id.to_string(),
-                version,
-                key.bits().get(),
-                n,
-                e,
-                sealed,
-                attributes.enabled,
-                attributes.not_before,
-                attributes.expires,
-                now(),
-                ops_json(operations),
-                tags_json(tags)
-            ],
-        )?;
-        Ok(())
     }
 
     /// Writes what can change of a version.
@@ -350,13 +323,13 @@ fn said(change: &KeyUpdate) -> String {
 }
 
 /// Each once, in Azure's order.
-fn ops_json(operations: &[KeyOperation]) -> String {
+pub(super) fn ops_json(operations: &[KeyOperation]) -> String {
     let names: Vec<_> =
         KeyOperation::ALL.iter().filter(|op| operations.contains(op)).map(|op| op.name()).collect();
     serde_json::json!(names).to_string()
 }
 
-fn tags_json(tags: &BTreeMap<String, String>) -> String {
+pub(super) fn tags_json(tags: &BTreeMap<String, String>) -> String {
     serde_json::json!(tags).to_string()
 }
 

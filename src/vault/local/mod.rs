@@ -15,6 +15,7 @@
 
 mod audit;
 mod authz;
+mod backup;
 mod credentials;
 mod crypt;
 mod db;
@@ -22,8 +23,12 @@ mod grants;
 mod identities;
 mod import;
 mod keys;
+mod lifecycle;
 mod model;
+mod passphrase;
+mod policy;
 mod refusal;
+mod rotation;
 mod rows;
 mod rsa;
 mod seal;
@@ -56,6 +61,7 @@ pub use self::import::ImportedKey;
 pub use self::model::{
     CipherAlg, DeletedKey, KeyAttributes, KeyUpdate, NewKey, Page, SignAlg, VaultSettings,
 };
+pub use self::policy::{LifetimeAction, Period, PolicyAction, RotationPolicy, Trigger};
 pub use self::refusal::{Fail, Refusal};
 pub use self::rsa::RsaBits;
 pub use self::tokens::{SignIn, Token, TokenError};
@@ -132,7 +138,9 @@ impl LocalVault {
             .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
             .and_then(|oid| uuid_of(&oid))
             .map_err(|e| db::sql(&e).at(&dir))?;
-        Ok(Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default() })
+        let vault = Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default() };
+        vault.upkeep();
+        Ok(vault)
     }
 
     /// Whether there is a vault in this folder.

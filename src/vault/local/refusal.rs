@@ -259,6 +259,21 @@ impl Scene<'_> {
         )
     }
 
+    pub(super) fn purge_protected(&self) -> Refusal {
+        let description = "Operation \"purge\" is not allowed because purge protection is enabled for this vault. Key Vault \
+                           service will automatically purge it after the retention period has passed.";
+        let next = "wait for its schedule: wrapdisk key show-deleted";
+        self.denied(Denial::NoPermission, (403, "Forbidden", None), description.to_owned(), next)
+    }
+
+    /// Azure's words, which its recorded answers have; why it is malformed is for people.
+    pub(super) fn malformed_backup(&self, why: &str) -> Refusal {
+        let description = "Backup blob contains invalid or corrupt version.".to_owned();
+        let next = format!("{why}: restore it where it was made, or make a portable backup");
+        let refusal = self.bad_parameter(description, &next);
+        Refusal { signature: "Malformed backup blob", ..refusal }
+    }
+
     pub(super) fn wrong_vault(&self, id: &uuid::Uuid) -> Refusal {
         self.rejected(
             "WrongVault",

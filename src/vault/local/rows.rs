@@ -7,9 +7,12 @@
 //! 2. A deleted key is not found by the queries of this file that do not say `deleted`.
 //! 3. A private key is sealed under its key's own wrapping key, that one under the root key.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::keys::{ops_json, tags_json};
 use super::refusal::Fail;
 use super::rsa::PrivateKey;
 use super::seal::{FIRST_GENERATION, Place, RootKey};
@@ -36,10 +39,10 @@ impl Life {
 }
 
 /// The latest version of each key.
-pub(super) const LATEST: &str = "v.seq = (SELECT max(seq) FROM key_version WHERE key = k.id)";
+const LATEST: &str = "v.seq = (SELECT max(seq) FROM key_version WHERE key = k.id)";
 
-const COLUMNS: &str = "k.id, k.name, k.wrapping, k.deleted_at, k.scheduled_purge, v.version, v.seq, v.bits, v.private, v.enabled,
-    v.nbf, v.exp, v.created, v.updated, v.key_ops, v.tags, v.n, v.e";
+const COLUMNS: &str = "k.id, k.name, k.wrapping, k.deleted_at, k.scheduled_purge, k.policy, v.version, v.bits, v.private, v.enabled,
+    v.nbf, v.exp, v.created, v.updated, v.key_ops, v.tags, v.n, v.e, v.notified";
 
 impl Work<'_> {
     /// A version of a key that is not deleted; the latest where none is named.
@@ -69,6 +72,15 @@ impl Work<'_> {
     ) -> rusqlite::Result<Vec<Version>> {
         let condition = format!("{} AND (?1 IS NULL OR k.name > ?1) AND {LATEST}", life.condition());
         self.rows(&condition, "k.name LIMIT ?2", params![after, limit])
+    }
+
+    /// The latest versions of live keys for which a policy can ask anything.
+    pub(super) fn latest_with_times(&self) -> rusqlite::Result<Vec<Version>> {
+        let condition = format!(
+            "{} AND (k.policy IS NOT NULL OR v.exp IS NOT NULL) AND {LATEST}",
+            Life::Live.condition()
+        );
+        self.rows(&condition, "k.name", [])
     }
 
     /// The versions of a key, oldest first; those after the version `after`.
@@ -107,8 +119,8 @@ pub(super) struct Version {
     wrapping: Option<Vec<u8>>,
     pub(super) deleted: Option<i64>,
     pub(super) scheduled_purge: Option<i64>,
+    pub(super) policy: Option<String>,
     pub(super) version: String,
-    pub(super) seq: i64,
     pub(super) bits: u32,
     sealed: Vec<u8>,
     pub(super) enabled: bool,
@@ -120,6 +132,7 @@ pub(super) struct Version {
     pub(super) tags: String,
     n: Vec<u8>,
     e: Vec<u8>,
+    pub(super) notified: bool,
 }
 
 impl Version {
@@ -130,8 +143,8 @@ impl Version {
             wrapping: row.get(2)?,
             deleted: row.get(3)?,
             scheduled_purge: row.get(4)?,
-            version: row.get(5)?,
-            seq: row.get(6)?,
+            policy: row.get(5)?,
+            version: row.get(6)?,
             bits: row.get(7)?,
             sealed: row.get(8)?,
             enabled: row.get(9)?,
@@ -143,6 +156,7 @@ impl Version {
             tags: row.get(15)?,
             n: row.get(16)?,
             e: row.get(17)?,
+            notified: row.get(18)?,
         })
     }
 
@@ -162,10 +176,21 @@ impl Version {
             created: self.created,
             updated: self.updated,
             operations: self.operations()?,
-            tags: serde_json::from_str(&self.tags).map_err(|e| self.damaged("tags", e))?,
+            tags: self.tags()?,
             n: self.n.clone(),
             e: self.e.clone(),
         })
+    }
+
+    pub(super) fn tags(&self) -> Result<BTreeMap<String, String>, Fail> {
+        serde_json::from_str(&self.tags).map_err(|e| self.damaged("tags", e))
+    }
+
+    pub(super) fn exponent(&self) -> Result<u64, Fail> {
+        if self.e.len() > 8 {
+            return Err(self.damaged("e", "more than 64 bits"));
+        }
+        Ok(self.e.iter().fold(0, |e, b| e << 8 | u64::from(*b)))
     }
 
     pub(super) fn operations(&self) -> Result<Vec<KeyOperation>, Fail> {
@@ -191,16 +216,74 @@ impl Version {
         Ok(info)
     }
 
+    /// The private part, sealed under the key's wrapping key.
+    pub(super) fn sealed(&self) -> &[u8] {
+        &self.sealed
+    }
+
+    /// What the key's versions are sealed under.
+    pub(super) fn open_wrapping(&self, root: &RootKey, facts: &Facts) -> Result<RootKey, Fail> {
+        let wrapping = self.wrapping.as_deref().ok_or_else(|| self.damaged("wrapping", "nothing"))?;
+        Ok(root.open_wrapping(wrapping_place(facts, &self.key), facts.generation, wrapping)?)
+    }
+
     /// The private key; wiped when dropped.
     pub(super) fn open(&self, root: &RootKey, facts: &Facts) -> Result<PrivateKey, Fail> {
-        let wrapping = self.wrapping.as_deref().ok_or_else(|| self.damaged("wrapping", "nothing"))?;
-        let wrapping = root.open_wrapping(wrapping_place(facts, &self.key), facts.generation, wrapping)?;
-        let der = wrapping.unseal(self.place(facts), FIRST_GENERATION, &self.sealed)?;
+        let der =
+            self.open_wrapping(root, facts)?.unseal(self.place(facts), FIRST_GENERATION, &self.sealed)?;
         Ok(PrivateKey::from_pkcs8(&der)?)
     }
 
     fn place<'a>(&'a self, facts: &'a Facts) -> Place<'a> {
         Place { vault: &facts.id, key: &self.key, version: &self.version }
+    }
+}
+
+/// A version to be written, with everything but what its private key says.
+pub(super) struct NewVersion<'a> {
+    pub(super) key: &'a Uuid,
+    pub(super) wrapping: &'a RootKey,
+    pub(super) version: &'a str,
+    pub(super) private: &'a PrivateKey,
+    pub(super) enabled: bool,
+    pub(super) not_before: Option<i64>,
+    pub(super) expires: Option<i64>,
+    pub(super) created: i64,
+    pub(super) updated: i64,
+    pub(super) operations: &'a [KeyOperation],
+    pub(super) tags: &'a BTreeMap<String, String>,
+    pub(super) notified: bool,
+}
+
+impl Work<'_> {
+    /// Writes a version behind those that the key has.
+    pub(super) fn insert(&self, new: &NewVersion<'_>) -> Result<(), Fail> {
+        let place = Place { vault: &self.facts.id, key: new.key, version: new.version };
+        let sealed = new.wrapping.seal(place, FIRST_GENERATION, new.private.to_pkcs8()?.expose())?;
+        let (n, e) = new.private.public();
+        self.tx.execute(
+            "INSERT INTO key_version (key, version, seq, kty, bits, n, e, private, enabled, nbf, exp, created, updated,
+                                      key_ops, tags, notified)
+             VALUES (?1, ?2, (SELECT ifnull(max(seq), 0) + 1 FROM key_version WHERE key = ?1),
+                     'RSA', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            params![
+                new.key.to_string(),
+                new.version,
+                new.private.bits().get(),
+                n,
+                e,
+                sealed,
+                new.enabled,
+                new.not_before,
+                new.expires,
+                new.created,
+                new.updated,
+                ops_json(new.operations),
+                tags_json(new.tags),
+                new.notified
+            ],
+        )?;
+        Ok(())
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) const FIRST_GENERATION: u32 = 1;
 
 const LEN: usize = 32;
 const SEAL_LABEL: &str = "wrapdisk/vault/seal/v1";
+const BACKUP_LABEL: &str = "wrapdisk/vault/backup/v1";
 const AUDIT_LABEL: &str = "wrapdisk/vault/audit/v1";
 
 /// Layout of a sealed blob: format u32be, generation u32be, nonce, ciphertext, tag.
@@ -180,6 +181,24 @@ impl RootKey {
         Ok(plain)
     }
 
+    /// What backups of keys are sealed under.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn backup_key(&self) -> Result<Self> {
+        self.sub_key(BACKUP_LABEL).map(Self)
+    }
+
+    /// A key that does not come from `root.key`: a passphrase's, a retired sub-key.
+    pub(super) const fn from_secret(key: Secret<LEN>) -> Self {
+        Self(key)
+    }
+
+    /// Its bytes, to be sealed elsewhere.
+    pub(super) fn expose(&self) -> &[u8; LEN] {
+        self.0.expose()
+    }
+
     /// A key's own wrapping key, and the same sealed for `place`: what it seals dies with that blob (RULINGS 32), and a new
     /// root key seals only these again. It seals under [`FIRST_GENERATION`], always.
     ///
@@ -228,6 +247,11 @@ impl RootKey {
         // It copies the key and wipes the copy when dropped (feature `zeroize`).
         Ok(XChaCha20Poly1305::new(key.expose().into()))
     }
+}
+
+/// Under which generation of the root key a blob was sealed; `None` for what is too short to be one.
+pub(super) fn sealed_generation(blob: &[u8]) -> Option<u32> {
+    Some(be32(blob.get(4..8)?))
 }
 
 fn be32(bytes: &[u8]) -> u32 {
@@ -315,7 +339,7 @@ mod tests {
         // Judge: openssl kdf -keylen 32 -kdfopt digest:SHA256 -kdfopt hexkey:00..1f -kdfopt info:LABEL HKDF
         let mut bytes: Vec<u8> = (0..32).collect();
         let root = RootKey(Secret::take(&mut bytes).unwrap().unwrap());
-        for label in [SEAL_LABEL, AUDIT_LABEL] {
+        for label in [SEAL_LABEL, BACKUP_LABEL, AUDIT_LABEL] {
             let judge = std::process::Command::new("openssl")
                 .args(["kdf", "-keylen", "32", "-kdfopt", "digest:SHA256"])
                 .args(["-kdfopt", "hexkey:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"])

@@ -50,7 +50,7 @@ impl LocalVault {
     }
 
     /// Reads rows, in one snapshot that nobody waits for. Nothing is recorded yet.
-    fn peek<T>(
+    pub(super) fn peek<T>(
         &self,
         task: Task<'_>,
         call: &Call,
