@@ -222,7 +222,7 @@ impl Connection {
                 transport: Some(transport),
                 retry: RetryOptions::none(), // `ask` does it, and reads Retry-After without waiting past the deadline
                 user_agent: UserAgentOptions {
-                    application_id: Some(concat!("wrapdisk/", env!("CARGO_PKG_VERSION")).to_owned()),
+                    application_id: Some(concat!("wrapdisk-", env!("CARGO_PKG_VERSION")).to_owned()),
                 },
                 ..ClientOptions::default()
             },

@@ -148,6 +148,8 @@ pub(super) fn explain(error: &(dyn StdError + 'static)) -> String {
         "; is the name right, and does DNS work here? A deleted vault has no name either"
     } else if cause.contains("refused") {
         "; does a server listen there, and may this machine reach it?"
+    } else if cause.contains("timed out") {
+        "; is a firewall or a proxy in the way?"
     } else if cause.contains("unsuccessful tunnel") || cause.contains("proxy") {
         "; look at HTTPS_PROXY and NO_PROXY"
     } else {
@@ -156,10 +158,10 @@ pub(super) fn explain(error: &(dyn StdError + 'static)) -> String {
     format!("{cause}{next}")
 }
 
-/// hyper puts rustls's errors inside I/O errors.
+/// On the way up rustls's errors are put inside I/O errors, more than once.
 fn tls_error<'a>(e: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     e.downcast_ref::<rustls::Error>()
-        .or_else(|| e.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+        .or_else(|| tls_error(e.downcast_ref::<std::io::Error>()?.get_ref()? as &(dyn StdError + 'static)))
 }
 
 fn explain_tls(e: &rustls::Error) -> String {
