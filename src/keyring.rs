@@ -9,6 +9,7 @@
 use crate::envelope::{Kid, WrapAlg, WrappedDek};
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::Header;
+use crate::secret::Secret;
 use crate::vault::{Call, KeyVault, VaultError};
 use crate::xts::VolumeKey;
 
@@ -97,11 +98,39 @@ fn join(mut failures: Vec<(Kid, Error)>) -> Error {
 /// # Errors
 /// What the vault says; `Damaged` when it gives back another key.
 pub fn wrap(vault: &dyn KeyVault, kid: &Kid, key: &VolumeKey, call: &Call) -> Result<WrappedDek> {
-    let wrapped = vault.wrap(kid, WrapAlg::RsaOaep256, key.secret(), call)?;
-    let again = vault.unwrap(&wrapped, call)?;
-    if !again.ct_eq(key.secret()) {
+    Ok(wrap_and_compare(vault, kid, key.secret(), call).map_err(|(_, e)| e)?)
+}
+
+/// What was being done when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The key that encrypts.
+    Wrap,
+    /// The key that decrypts, and the comparison.
+    Unwrap,
+}
+
+/// Wraps a random value and unwraps it again: whether a key can be used, before anything depends on it.
+///
+/// # Errors
+/// The step, and what the vault says; `Corrupt` when it gives back another value.
+pub fn prove(vault: &dyn KeyVault, kid: &Kid, call: &Call) -> Result<(), (Step, VaultError)> {
+    let memory = |e: Error| VaultError::Transient { message: e.chain(), retry_after: None };
+    let random = Secret::random().map_err(|e| (Step::Wrap, memory(e)))?;
+    wrap_and_compare(vault, kid, &random, call).map(|_| ())
+}
+
+fn wrap_and_compare(
+    vault: &dyn KeyVault,
+    kid: &Kid,
+    secret: &Secret<64>,
+    call: &Call,
+) -> Result<WrappedDek, (Step, VaultError)> {
+    let wrapped = vault.wrap(kid, WrapAlg::RsaOaep256, secret, call).map_err(|e| (Step::Wrap, e))?;
+    let again = vault.unwrap(&wrapped, call).map_err(|e| (Step::Unwrap, e))?;
+    if !again.ct_eq(secret) {
         let message = format!("{kid}: the vault unwraps another key than it wrapped; nothing was written");
-        return Err(VaultError::Corrupt(message).into());
+        return Err((Step::Unwrap, VaultError::Corrupt(message)));
     }
     Ok(wrapped)
 }

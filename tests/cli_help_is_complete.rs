@@ -72,13 +72,18 @@ key show
 mount
 seal
 set
+set create
 set list
 set show
 status
 umount
 vault
+vault add
 vault init
+vault list
+vault remove
 vault serve
+vault test
 volume-key";
 
 #[test]

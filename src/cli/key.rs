@@ -150,7 +150,7 @@ pub(super) struct Switch {
     output: output::OutputArgs,
 }
 
-fn parse_key(text: &str) -> Result<KeyRef, String> {
+pub(super) fn parse_key(text: &str) -> Result<KeyRef, String> {
     KeyRef::parse(text).map_err(|e| e.to_string())
 }
 

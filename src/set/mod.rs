@@ -27,6 +27,7 @@ pub mod access;
 mod db;
 pub mod first_use;
 mod providers;
+pub mod provision;
 mod registry;
 mod vaults;
 

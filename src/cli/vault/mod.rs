@@ -3,6 +3,8 @@
 //!
 //! Must never see: a key's private part, a root key.
 
+#[cfg(feature = "azure")]
+mod elsewhere;
 #[cfg(feature = "serve")]
 mod serve;
 
@@ -15,12 +17,17 @@ use crate::vault::local::LocalVault;
 #[derive(Debug, clap::Subcommand)]
 #[command(after_long_help = "\
 Examples:
-  wrapdisk vault init production")]
+  wrapdisk vault init production
+  wrapdisk vault add cloud https://demo.vault.azure.net
+  wrapdisk vault test cloud --key disk-kek")]
 pub(super) enum Command {
     /// Make an empty key vault; without it, the first `create` makes one named \"default\"
     Init(Init),
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
+    #[cfg(feature = "azure")]
+    #[command(flatten)]
+    Elsewhere(elsewhere::Command),
 }
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +49,8 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Init(args) => init(context, args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(context, args),
+        #[cfg(feature = "azure")]
+        Command::Elsewhere(command) => elsewhere::run(context, command),
     }
 }
 

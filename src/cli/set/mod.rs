@@ -1,18 +1,24 @@
-//! `wrapdisk set ...`: disk encryption sets, as far as the embedded vault's first use makes them.
+//! `wrapdisk set ...`: disk encryption sets. The set "default" is made by first use; others need a key in a vault elsewhere.
 
 use super::context::Context;
 use super::output;
 use crate::control::json_path;
 use crate::error::Result;
 use crate::set::Set;
+#[cfg(feature = "azure")]
+mod create;
 
-/// Show disk encryption sets: which key wraps the data keys, and in whose name
+/// Disk encryption sets: which key wraps the data keys, and in whose name
 #[derive(Debug, clap::Subcommand)]
 #[command(after_long_help = "\
 Examples:
   wrapdisk set list
+  wrapdisk set create prod --key-url https://demo.vault.azure.net/keys/disk-kek
   wrapdisk set show default --output json")]
 pub(super) enum Command {
+    /// Make a set over a key in a vault elsewhere; the key is used once before it succeeds
+    #[cfg(feature = "azure")]
+    Create(create::Create),
     /// List all sets
     #[command(after_long_help = "\
 Examples:
@@ -37,9 +43,12 @@ pub(super) struct Show {
 }
 
 pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
-    let sets = context.existing()?.sets;
+    let sets = || Ok::<_, crate::error::Error>(context.existing()?.sets);
     match command {
+        #[cfg(feature = "azure")]
+        Command::Create(args) => create::run(context, args),
         Command::List(output) => {
+            let sets = sets()?;
             let all = sets.list()?;
             if output.json() {
                 return output::json(&all.iter().map(Set::to_json).collect::<Vec<_>>());
@@ -52,6 +61,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             output::table(&["NAME", "ACTIVE KEY", "DISKS"], &rows)
         }
         Command::Show(args) => {
+            let sets = sets()?;
             let set = sets.by_name(&args.name)?;
             let disks = sets.containers(Some(set.id))?;
             if args.output.json() {
