@@ -1,5 +1,6 @@
 //! Does `vault serve` take what the official SDKs really send (KEY-VAULT section 3, wire traps 1 to 7), and does it
 //! challenge a client without a token as they expect?
+#![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod serve_support;

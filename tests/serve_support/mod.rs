@@ -117,6 +117,13 @@ impl Served {
         kid.rsplit('/').next().expect("a version").to_owned()
     }
 
+    /// The same vault, served again; on another port.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        (self.child, self.port, self.token_port) = start(&self.home, &[]);
+        self.officer.base = format!("https://127.0.0.1:{}", self.port);
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -3,7 +3,8 @@
 //! Must never see: requests, TLS.
 //!
 //! hyper's own time-out for heads also runs while a kept-alive connection is idle, so it would close the 1,000 idle ones
-//! that must be held.
+//! that must be held. (What a client sends of its next request together with the last one counts as idle: it lies in
+//! hyper's buffer, and this stream does not see when it is looked at.)
 
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
