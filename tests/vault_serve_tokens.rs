@@ -92,7 +92,7 @@ fn app_service_gives_a_token_for_the_identity_of_the_header() {
         (format!("{target}&client_id={}", other.client_id), header(&who.secret), 400),
         (target.clone(), header("no such secret, but long enough"), 400),
         (target.clone(), header(&other.secret), 400),
-        (target.clone(), Vec::new(), 401),
+        (target, Vec::new(), 401),
         (format!("/msi/token?resource={AUDIENCE}"), header(&who.secret), 400),
         (format!("/msi/token?api-version=1&resource={AUDIENCE}"), header(&who.secret), 400),
         ("/msi/token?api-version=2019-08-01".into(), header(&who.secret), 400),

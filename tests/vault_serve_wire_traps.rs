@@ -109,6 +109,7 @@ fn trap_5_every_url_begins_with_the_host_that_was_dialled_and_a_foreign_one_is_r
         let answer = served.officer.raw("GET", &format!("/keys?{VERSION}"), None, &["--header", &header]);
         assert_eq!(answer.status, 400, "{foreign}");
     }
+    served.officer.delete_and_poll("a");
 }
 
 #[test]
@@ -153,6 +154,17 @@ fn trap_6_words_of_the_api_are_told_from_names_and_versions() {
     }
     assert_eq!(served.officer.ask("POST", "/keys/restore", None).error().0, 400);
     assert_eq!(served.officer.post("/keys/restore", &json!({ "value": "AQID" })).error().0, 400);
+    served.officer.get("/keys/create/rotationpolicy").ok();
+}
+
+#[test]
+fn trap_6_a_deletion_is_visible_at_once_to_those_who_poll_for_it() {
+    let served = Served::new();
+    served.key("a");
+    served.officer.delete_and_poll("a");
+    served.officer.ask("POST", "/deletedkeys/a/recover", None).ok();
+    served.officer.get("/keys/a/").ok();
+    assert_eq!(served.officer.get("/deletedkeys/a").error().0, 404);
 }
 
 #[test]

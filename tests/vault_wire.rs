@@ -4,9 +4,7 @@
 
 use wrapdisk::envelope::KeyRef;
 use wrapdisk::vault::KeyOperation;
-use wrapdisk::vault::wire::body::{
-    CreateKey, ImportKey, Policy, UpdateKey, UseKey, VerifyKey, random, restore,
-};
+use wrapdisk::vault::wire::body::{CreateKey, ImportKey, UpdateKey, UseKey, VerifyKey, random, restore};
 use wrapdisk::vault::wire::{Page, Place, Query, Route, SignInPlace, Unroutable, place};
 
 fn n() -> String {
@@ -188,10 +186,6 @@ fn bodies_are_read_as_the_sdks_write_them() {
     assert_eq!((verify.digest.expose(), verify.value.expose()), (&[1][..], &[2][..]));
     assert_eq!(restore(br#"{"value":"AQID"}"#).unwrap().expose(), [1, 2, 3]);
     assert_eq!(random(br#"{"count":128}"#), Ok(128));
-    let policy = br#"{"lifetimeActions":[{"trigger":{"timeAfterCreate":"P90D"},"action":{"type":"rotate"}}],
-        "attributes":{"expiryTime":"P1Y"}}"#;
-    let policy = Policy::parse(policy).unwrap();
-    assert_eq!((policy.actions[0].action.as_str(), policy.expiry.as_deref()), ("rotate", Some("P1Y")));
 }
 
 #[test]

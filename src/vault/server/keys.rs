@@ -9,10 +9,10 @@ use super::reply::Reply;
 use crate::envelope::KeyRef;
 use crate::secret::SecretBytes;
 use crate::vault::local::{
-    CipherAlg, Fail, ImportedKey, KeyAttributes, KeyUpdate, LocalVault, NewKey, Page, Permission, RsaBits,
-    SignAlg, TurnedDown,
+    CipherAlg, DeletedKey, Fail, ImportedKey, KeyAttributes, KeyUpdate, LocalVault, NewKey, Page, Permission,
+    RotationPolicy, RsaBits, SignAlg, TurnedDown,
 };
-use crate::vault::wire::answer::{Frame, Recovery};
+use crate::vault::wire::answer::{Deletion, Frame, Recovery};
 use crate::vault::wire::body::{self, CreateKey, ImportKey, UpdateKey, UseKey, VerifyKey};
 use crate::vault::wire::{Host, Malformed, Query, Route, answer};
 use crate::vault::{Call, KeyInfo, KeyOperation};
@@ -106,25 +106,31 @@ impl Asked<'_> {
             Route::Import(name) => self.import(name),
             Route::Get(key) => self.bundle(&vault.get_key(key, call)?),
             Route::Update(key) => self.update(key),
+            Route::Delete(name) => self.deleted(&vault.delete_key(name, call)?),
             Route::List => self.list(|page| vault.list_keys(page, call), "/keys", |f, k, n| f.keys(k, n)),
             Route::ListVersions(name) => {
                 let path = format!("/keys/{name}/versions");
                 self.list(|page| vault.list_versions(name, page, call), &path, |f, k, n| f.versions(k, n))
             }
+            Route::Rotate(name) => self.bundle(&vault.rotate_key(name, call)?),
+            Route::GetPolicy(name) => self.policy(name, &vault.rotation_policy(name, call)?),
+            Route::SetPolicy(name) => {
+                let policy = RotationPolicy::from_json(self.body).map_err(|e| Malformed(e.to_string()))?;
+                self.policy(name, &vault.set_rotation_policy(name, &policy, call)?)
+            }
             Route::Use(KeyOperation::Sign, key) => self.sign(key),
             Route::Use(KeyOperation::Verify, key) => self.verify(key),
             Route::Use(operation, key) => self.cipher(*operation, key),
+            Route::Backup(name) => Ok(Reply::ok(answer::value(&vault.backup_key(name, call)?))),
+            Route::Restore => {
+                let blob = body::restore(self.body)?;
+                self.bundle(&vault.restore_key(blob.expose(), call)?)
+            }
+            Route::GetDeleted(name) => self.deleted(&vault.get_deleted_key(name, call)?),
+            Route::ListDeleted => self.list_deleted(),
+            Route::Recover(name) => self.bundle(&vault.recover_key(name, call)?),
+            Route::Purge(name) => vault.purge_key(name, call).map(|()| Reply::nothing()).map_err(No::from),
             Route::Random => self.random(),
-            Route::Rotate(_)
-            | Route::GetPolicy(_)
-            | Route::SetPolicy(_)
-            | Route::Backup(_)
-            | Route::Restore
-            | Route::Delete(_)
-            | Route::GetDeleted(_)
-            | Route::ListDeleted
-            | Route::Recover(_)
-            | Route::Purge(_) => Err(Malformed("This vault does not do that yet.".to_owned()).into()),
             Route::Unsupported(what) => {
                 Err(Malformed(format!("{what} is not supported by this vault.")).into())
             }
@@ -139,6 +145,14 @@ impl Asked<'_> {
 
     fn bundle(&self, key: &KeyInfo) -> Result<Reply, No> {
         Ok(Reply::ok(self.frame()?.bundle(key)))
+    }
+
+    fn deleted(&self, key: &DeletedKey) -> Result<Reply, No> {
+        Ok(Reply::ok(self.frame()?.deleted_bundle(&key.key, deletion(key))))
+    }
+
+    fn policy(&self, name: &str, policy: &RotationPolicy) -> Result<Reply, No> {
+        Ok(Reply::ok(self.frame()?.policy(name, policy)))
     }
 
     fn create(&self, name: &str) -> Result<Reply, No> {
@@ -226,6 +240,14 @@ impl Asked<'_> {
         Ok(Reply::ok(write(&self.frame()?, &found, next)))
     }
 
+    fn list_deleted(&self) -> Result<Reply, No> {
+        let (found, more) = self.page(|page| self.vault.list_deleted_keys(page, self.call))?;
+        let last = found.last().map(|d| d.key.kid.name().to_owned());
+        let next = self.next("/deletedkeys", more.then_some(last).flatten())?;
+        let found: Vec<_> = found.into_iter().map(|d| (deletion(&d), d.key)).map(|(d, k)| (k, d)).collect();
+        Ok(Reply::ok(self.frame()?.deleted_keys(&found, next)))
+    }
+
     /// One page, and whether there is another: one more than is shown is asked for.
     fn page<T>(&self, ask: impl FnOnce(&Page) -> Result<Vec<T>, Fail>) -> Result<(Vec<T>, bool), No> {
         let page = self.query.page()?;
@@ -247,6 +269,10 @@ fn attributes(said: &body::Attributes) -> KeyAttributes {
         not_before: said.not_before,
         expires: said.expires,
     }
+}
+
+fn deletion(key: &DeletedKey) -> Deletion {
+    Deletion { deleted: key.deleted, scheduled_purge: key.scheduled_purge }
 }
 
 fn signature_of(algorithm: &str, digest: usize) -> Result<SignAlg, Malformed> {

@@ -48,6 +48,7 @@ const MOST_TOKEN_CONNECTIONS: u32 = 256;
 const OTHER_FILES: u64 = 64;
 /// What is being served at a stop has this long.
 const GRACE: Duration = Duration::from_secs(30);
+const HOUR: Duration = Duration::from_secs(3600);
 /// How long a new certificate is valid.
 pub const LEAF_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a token is valid.
@@ -174,6 +175,7 @@ impl Server {
             tokio::spawn(near.clone().serve(to_tokio(listener)?, None, desk));
         }
         tokio::spawn(renew(Arc::clone(&self.shown)));
+        tokio::spawn(hourly(Arc::clone(&self.vault)));
         let mut stop = self.stop.1.clone();
         let _ = stop.wait_for(|stop| *stop).await;
         let gone = async {
@@ -229,5 +231,23 @@ async fn renew(shown: Arc<Shown>) {
         if let Err(e) = shown.renew() {
             log::error!("vault serve: no new certificate: {}", e.chain());
         }
+    }
+}
+
+/// Rotation and purging of what is due: at the start, and every hour.
+async fn hourly(vault: Arc<LocalVault>) {
+    loop {
+        let vault = Arc::clone(&vault);
+        let done = tokio::task::spawn_blocking(move || {
+            let call = vault.admin("vault serve");
+            let (rotated, purged) = (vault.rotate_due(&call), vault.purge_overdue(&call));
+            for e in [rotated.map(drop).err(), purged.map(drop).err()].into_iter().flatten() {
+                log::error!("vault serve: hourly work: {}", Error::from(e).chain());
+            }
+        });
+        if done.await.is_err() {
+            log::error!("vault serve: hourly work ended early");
+        }
+        tokio::time::sleep(HOUR).await;
     }
 }

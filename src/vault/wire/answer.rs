@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Host, to_base64url};
 use crate::vault::KeyInfo;
+use crate::vault::local::RotationPolicy;
 
 /// What the vault says about every key's recovery.
 #[derive(Clone, Copy, Debug)]
@@ -180,48 +181,17 @@ impl Frame<'_> {
         json(&Used { kid: self.kid(name, version), value: to_base64url(value) })
     }
 
-    /// A rotation policy.
+    /// A rotation policy. One that nobody set has at Azure no id and no attributes.
     #[must_use]
-    pub fn policy(&self, name: &str, policy: &Policy) -> Vec<u8> {
-        let actions: Vec<_> = policy
-            .actions
-            .iter()
-            .map(|(trigger, duration, action)| {
-                serde_json::json!({ "trigger": { (*trigger): duration }, "action": { "type": action } })
-            })
-            .collect();
-        let mut attributes = serde_json::json!({});
-        if let Some(expiry) = &policy.expiry {
-            attributes["expiryTime"] = expiry.as_str().into();
-        }
-        for (member, time) in [("created", policy.created), ("updated", policy.updated)] {
-            if let Some(time) = time {
-                attributes[member] = time.into();
-            }
-        }
-        // A policy that nobody set: Azure gives it no id and says that it has no attributes.
+    pub fn policy(&self, name: &str, policy: &RotationPolicy) -> Vec<u8> {
+        let mut body = policy.to_json();
         if policy.created.is_none() {
-            return json(&serde_json::json!({ "lifetimeActions": actions, "attributes": null }));
+            body["attributes"] = serde_json::Value::Null;
+            return json(&body);
         }
-        json(&serde_json::json!({
-            "id": format!("https://{}/keys/{name}/rotationpolicy", self.host.as_str()),
-            "lifetimeActions": actions,
-            "attributes": attributes,
-        }))
+        body["id"] = format!("https://{}/keys/{name}/rotationpolicy", self.host.as_str()).into();
+        json(&body)
     }
-}
-
-/// A rotation policy in Azure's words.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// Trigger (`timeAfterCreate`, `timeBeforeExpiry`), its ISO 8601 duration, and the action.
-    pub actions: Vec<(&'static str, String, &'static str)>,
-    /// ISO 8601.
-    pub expiry: Option<String>,
-    /// Unix seconds; none for the default policy.
-    pub created: Option<i64>,
-    /// Unix seconds; none for the default policy.
-    pub updated: Option<i64>,
 }
 
 fn list(value: Vec<Item<'_>>, next: Option<String>) -> Vec<u8> {

@@ -96,26 +96,6 @@ pub struct VerifyKey {
     pub value: SecretBytes,
 }
 
-/// `PUT /keys/N/rotationpolicy`: Azure's words, not yet judged.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// What happens when.
-    pub actions: Vec<PolicyAction>,
-    /// How long a new version is valid: an ISO 8601 duration.
-    pub expiry: Option<String>,
-}
-
-/// One of a policy's lifetime actions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyAction {
-    /// `Rotate`, `Notify`, in any case.
-    pub action: String,
-    /// An ISO 8601 duration after the creation.
-    pub after_create: Option<String>,
-    /// An ISO 8601 duration before the end.
-    pub before_expiry: Option<String>,
-}
-
 #[derive(Deserialize)]
 struct RawAttributes {
     enabled: Option<bool>,
@@ -261,65 +241,6 @@ pub fn random(body: &[u8]) -> Result<usize, Malformed> {
         .and_then(|n| usize::try_from(n).ok())
         .filter(|n| (1..=128).contains(n))
         .ok_or_else(|| Malformed::new("count: allowed 1 to 128."))
-}
-
-impl Policy {
-    /// # Errors
-    /// No JSON, too many actions, an action without its parts.
-    pub fn parse(body: &[u8]) -> Result<Self, Malformed> {
-        let raw: RawPolicy = json(body)?;
-        let actions = raw.actions.unwrap_or_default();
-        if actions.len() > 8 {
-            return Err(Malformed(format!("lifetimeActions: found {}, allowed 2.", actions.len())));
-        }
-        let action = |raw: RawAction| {
-            let action = raw.action.and_then(|a| a.kind);
-            let action = action.ok_or_else(|| Malformed::new("lifetimeActions: an action has no type."))?;
-            let trigger = raw.trigger.unwrap_or_default();
-            Ok(PolicyAction {
-                action,
-                after_create: trigger.after_create,
-                before_expiry: trigger.before_expiry,
-            })
-        };
-        Ok(Self {
-            actions: actions.into_iter().map(action).collect::<Result<_, Malformed>>()?,
-            expiry: raw.attributes.and_then(|a| a.expiry),
-        })
-    }
-}
-
-#[derive(Deserialize)]
-struct RawPolicy {
-    #[serde(rename = "lifetimeActions")]
-    actions: Option<Vec<RawAction>>,
-    attributes: Option<RawPolicyAttributes>,
-}
-
-#[derive(Deserialize)]
-struct RawPolicyAttributes {
-    #[serde(rename = "expiryTime")]
-    expiry: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawAction {
-    trigger: Option<RawTrigger>,
-    action: Option<RawActionType>,
-}
-
-#[derive(Deserialize)]
-struct RawActionType {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-struct RawTrigger {
-    #[serde(rename = "timeAfterCreate")]
-    after_create: Option<String>,
-    #[serde(rename = "timeBeforeExpiry")]
-    before_expiry: Option<String>,
 }
 
 fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Malformed> {

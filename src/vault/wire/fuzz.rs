@@ -2,9 +2,10 @@
 //!
 //! Hidden from the documentation; no product code calls it. The first byte of an input says what the rest is.
 
-use super::body::{CreateKey, ImportKey, Policy, UpdateKey, UseKey, VerifyKey};
+use super::body::{CreateKey, ImportKey, UpdateKey, UseKey, VerifyKey};
 use super::{Audience, Form, Host, Place, Query, from_base64url, place, to_base64url};
 use crate::envelope::{valid_name, valid_version};
+use crate::vault::local::RotationPolicy;
 
 /// `METHOD PATH[?QUERY]`, or `h` and a Host header, or `a` and an audience. Returns whether it leads somewhere.
 ///
@@ -74,7 +75,11 @@ pub fn fuzz_body(input: &[u8]) -> bool {
         b'v' => VerifyKey::parse(body).map(|v| round_trip(v.digest.expose())).is_ok(),
         b'r' => super::body::restore(body).map(|b| round_trip(b.expose())).is_ok(),
         b'n' => super::body::random(body).is_ok_and(|n| (1..=128).contains(&n)),
-        b't' => Policy::parse(body).map(|p| assert!(p.actions.len() <= 8)).is_ok(),
+        b't' => RotationPolicy::from_json(body).and_then(RotationPolicy::checked).is_ok_and(|p| {
+            let again = RotationPolicy::from_json(p.to_json().to_string().as_bytes());
+            assert_eq!(again.as_ref().ok(), Some(&p));
+            true
+        }),
         b'f' => {
             let form = Form::parse(body);
             form.secret.is_some() || form.resource.is_some()
