@@ -62,13 +62,26 @@ header erase
 header restore
 info
 key
+key backup
 key create
+key delete
 key disable
+key download
 key enable
 key import
 key list
+key list-deleted
 key list-versions
+key purge
+key recover
+key restore
+key rotate
+key rotation-policy
+key rotation-policy show
+key rotation-policy update
+key set-attributes
 key show
+key show-deleted
 mount
 seal
 set

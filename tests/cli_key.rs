@@ -63,8 +63,8 @@ fn people_see_columns_and_fields() {
     assert_eq!(
         home.wrapdisk(["key", "show", "disk-kek"]).ok(),
         format!(
-            "name:    disk-kek\nversion: {version}\nkid:     {}\ntype:    RSA-3072\nenabled: yes\n\
-             created: {created}\nupdated: {}",
+            "name:       disk-kek\nversion:    {version}\nkid:        {}\ntype:       RSA-3072\nenabled:    yes\n\
+             operations: wrapKey unwrapKey\ncreated:    {created}\nupdated:    {}",
             text(&key["kid"]),
             text(&key["attributes"]["updated"])
         )

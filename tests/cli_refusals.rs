@@ -217,7 +217,7 @@ fn a_damaged_vault_is_told_from_a_damaged_disk() {
                 "a newer vault",
                 |h| sql(h, "PRAGMA user_version = 99"),
                 1,
-                "~/vm.wd: ~/home/state/vault.db: open the vault: found schema 99, allowed 1 to 1\n  a newer wrapdisk made it: use that one",
+                "~/vm.wd: ~/home/state/vault.db: open the vault: found schema 99, allowed 1 to 3\n  a newer wrapdisk made it: use that one",
             ),
             case(
                 "another root key",
