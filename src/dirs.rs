@@ -3,8 +3,13 @@
 //!
 //! Must never see: anything of the crate but errors.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
 
@@ -68,8 +73,69 @@ impl Dirs {
     /// # Errors
     /// `PermissionDenied`, `NoSpace`, ...
     pub fn ensure(dir: &Path) -> Result<()> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).io_at("create folder", dir)
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).io_at("create folder", dir)?;
+        let meta = std::fs::metadata(dir).io_at("look at folder", dir)?;
+        check_private(&meta, nix::unistd::geteuid().as_raw()).map_err(|e| e.at(dir))
     }
+
+    /// The lock of a folder, which whoever makes or replaces files in it holds; given back on drop.
+    ///
+    /// # Errors
+    /// `Busy`: somebody else holds it for longer than that takes. `Io`.
+    pub fn lock(dir: &Path) -> Result<Flock<File>> {
+        let mut file = File::open(dir).io_at("open folder", dir)?;
+        let patience = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < patience => file = back,
+                Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => {
+                    return Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("another process has held this folder for {} s", LOCK_PATIENCE.as_secs()),
+                    )
+                    .at(dir)
+                    .hint("it makes the vault or changes its root key: wait for it, or look for one that hangs (fuser DIR)"));
+                }
+                Err((_, e)) => return Err(Error::io("lock folder", e.into()).at(dir)),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The same, if nobody holds it now.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn try_lock(dir: &Path) -> Result<Option<Flock<File>>> {
+        let file = File::open(dir).io_at("open folder", dir)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(lock)),
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => Ok(None),
+            Err((_, e)) => Err(Error::io("lock folder", e.into()).at(dir)),
+        }
+    }
+}
+
+/// Making an RSA-4096 key on a slow machine under load takes this long.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who can write in the folder can put another vault, or other sets, in the place of ours.
+fn check_private(meta: &Metadata, me: u32) -> Result<()> {
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        let message = format!("found mode {mode:04o}, allowed is nobody but its owner to write here");
+        return Err(Error::new(ErrorKind::PermissionDenied, message)
+            .hint("check what is in it, then: chmod go-w on the folder"));
+    }
+    // Root may use another user's state (RULINGS 1), and what root made is root's to guard.
+    if me != 0 && meta.uid() != me && meta.uid() != 0 {
+        let message = format!("found owner uid {}, allowed {me}", meta.uid());
+        return Err(
+            Error::new(ErrorKind::PermissionDenied, message).hint("use a folder of your own: --state DIR")
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

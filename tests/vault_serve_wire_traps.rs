@@ -68,7 +68,7 @@ fn trap_4_without_a_token_everything_is_a_challenge_and_nothing_else() {
     ] {
         let answer = nobody.raw(method, target, body, &[]);
         assert_eq!(answer.error(), (401, "Unauthorized".into(), String::new()), "{method} {target}");
-        assert_eq!(answer.message(), "AKV10000: Request is missing a Bearer or PoP token.");
+        assert_eq!(answer.message(), "AKV10000: Request is missing a Bearer, PoP, or MTLS_POP token.");
         assert_eq!(answer.header("www-authenticate"), Some(wanted.as_str()), "{method} {target}");
     }
     for bad in
@@ -187,7 +187,7 @@ fn every_answer_has_azures_headers() {
             ("expires", "-1"),
             ("x-ms-keyvault-region", "local"),
             ("x-ms-keyvault-network-info", "conn_type=Ipv4;addr=127.0.0.1;act_addr_fam=InterNetwork;"),
-            ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+            ("strict-transport-security", "max-age=31536000;includeSubDomains"),
             ("x-ms-client-request-id", id),
         ] {
             assert_eq!(answer.header(name), Some(value), "{name}: {answer:?}");

@@ -1,16 +1,13 @@
 //! First use: the embedded vault, one key, and the set "default" with its identity and grant, made together.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-
-use nix::fcntl::{Flock, FlockArg};
+use std::path::PathBuf;
 
 use super::access::Access;
 use super::{NewSet, Set, SetStore};
 use crate::dirs::Dirs;
 use crate::envelope::KeyRef;
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::vault::local::{IdentityKind, LocalVault, NewKey, Role, RsaBits};
+use crate::error::{ErrorKind, Result};
+use crate::vault::local::{IdentityKind, LocalVault, NewKey, Role, RsaBits, Unlock};
 use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// The set that is used when none is named.
@@ -34,14 +31,22 @@ pub struct FirstUse {
 /// # Errors
 /// `PermissionDenied`, `NoSpace`, `Busy`, ...
 pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
+    ensure_with(dirs, Unlock::unattended)
+}
+
+/// The same, with a way to open a root key that is sealed.
+///
+/// # Errors
+/// As [`ensure`]; `WrongKey`.
+pub fn ensure_with(dirs: &Dirs, unlock: impl Fn() -> Unlock) -> Result<(Access, Option<FirstUse>)> {
     Dirs::ensure(&dirs.state)?;
-    let vault = match LocalVault::open(&dirs.state) {
+    let vault = match LocalVault::open_with(&dirs.state, unlock()) {
         // Not asked once more whether it is there: another process may be finishing it.
         Err(e) if e.kind() == ErrorKind::NotFound => {
             match LocalVault::init(&dirs.state, DEFAULT_SET) {
                 // Another process was faster; or a root key lies here alone, which only the first error says.
                 Err(e) if e.kind() == ErrorKind::Exists && LocalVault::exists(&dirs.state) => {
-                    LocalVault::open(&dirs.state)?
+                    LocalVault::open_with(&dirs.state, unlock())?
                 }
                 made => made?,
             }
@@ -53,7 +58,7 @@ pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
         return Ok((access, None));
     }
     // One at a time: two first uses at once must not end with two keys.
-    let _turn = lock(&dirs.state)?;
+    let _turn = Dirs::lock(&dirs.state)?;
     if has_default(&access)? {
         return Ok((access, None));
     }
@@ -64,12 +69,6 @@ pub fn ensure(dirs: &Dirs) -> Result<(Access, Option<FirstUse>)> {
 
 fn has_default(access: &Access) -> Result<bool> {
     Ok(access.sets.list()?.iter().any(|s| s.name.eq_ignore_ascii_case(DEFAULT_SET)))
-}
-
-/// Waits for the folder's lock, which the vault takes as well while it is made; given back on drop.
-fn lock(folder: &Path) -> Result<Flock<File>> {
-    let file = File::open(folder).io_at("open folder", folder)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| Error::io("lock folder", e.into()).at(folder))
 }
 
 fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {

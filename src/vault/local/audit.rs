@@ -173,11 +173,29 @@ pub(super) fn append(
         .execute(params![seq, record, last.hash, hash])?;
     let mut new = Head { seq, hash, broken, mac: [0; 32] };
     new.mac = root.audit_mac(&new.message(vault))?;
-    db.prepare_cached(
-        "INSERT OR REPLACE INTO audit_head (one, seq, hash, broken_seq, mac) VALUES (1, ?1, ?2, ?3, ?4)",
-    )?
-    .execute(params![new.seq, new.hash, new.broken, new.mac])?;
-    Ok(())
+    new.store(db)
+}
+
+/// Puts the head's MAC under the next root key; part of its rotation. A head that was not ours stays one that was not.
+pub(super) fn resign(
+    db: &Connection,
+    old: &RootKey,
+    next: &RootKey,
+    vault: &Uuid,
+) -> std::result::Result<(), Fail> {
+    let last = last_record(db)?;
+    let found = Head::load(db)?;
+    let ours = match &found {
+        Some(head) => old.audit_mac_is(&head.message(vault), &head.mac)? && head.is_at(&last),
+        None => false,
+    };
+    let broken = match found {
+        Some(head) if ours => head.broken,
+        _ => last.seq + 1,
+    };
+    let mut head = Head { seq: last.seq, hash: last.hash, broken, mac: [0; 32] };
+    head.mac = next.audit_mac(&head.message(vault))?;
+    head.store(db)
 }
 
 /// Records in order.
@@ -281,6 +299,14 @@ impl Head {
                 Ok(Self { seq: row.get(0)?, hash: row.get(1)?, broken: row.get(2)?, mac: row.get(3)? })
             })
             .optional()
+    }
+
+    fn store(&self, db: &Connection) -> std::result::Result<(), Fail> {
+        db.prepare_cached(
+            "INSERT OR REPLACE INTO audit_head (one, seq, hash, broken_seq, mac) VALUES (1, ?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![self.seq, self.hash, self.broken, self.mac])?;
+        Ok(())
     }
 
     fn message(&self, vault: &Uuid) -> Vec<u8> {

@@ -151,13 +151,15 @@ impl LocalVault {
                 work.find(name, None)?.ok_or_else(|| work.refuse(|scene| scene.key_not_found(name)))
             },
             |_| match under {
-                Under::Vault => Ok(self.root()?.backup_key()?),
+                Under::Vault => Ok(None),
                 Under::Passphrase(passphrase, cost, salt) => {
-                    Ok(RootKey::from_secret(passphrase::derive(passphrase, salt, *cost)?))
+                    Ok(Some(RootKey::from_secret(passphrase::derive(passphrase, salt, *cost)?)))
                 }
             },
-            |work, row, key| {
+            |work, row, derived| {
                 row.info(work)?;
+                // Of the root key that this transaction is on: it may have been rotated meanwhile.
+                let key = derived.map_or_else(|| work.root.backup_key(), Ok)?;
                 let document = work.document(&row)?;
                 work.change = Some(format!("{} versions", document.versions.len()));
                 let json = serde_json::to_vec(&document).map_err(|e| row.damaged("backup", e))?;

@@ -184,7 +184,7 @@ impl Work<'_> {
     }
 
     /// Made on first use.
-    pub(super) fn hash_key(&self) -> Result<SecretBytes, Fail> {
+    fn hash_key(&self) -> Result<SecretBytes, Fail> {
         if let Some(key) = self.secret(HASH_KEY)? {
             return Ok(key);
         }
@@ -202,7 +202,8 @@ impl Work<'_> {
         oid: Option<Uuid>,
         secret: &[u8],
     ) -> Result<Option<Uuid>, Fail> {
-        let key = self.hash_key()?;
+        // Without it there is no credential yet.
+        let Some(key) = self.secret(HASH_KEY)? else { return Ok(None) };
         let wanted = hash(&key, kind, oid.unwrap_or_default(), secret);
         let mut query = self.tx.prepare_cached(
             "SELECT identity, hash FROM credential

@@ -91,13 +91,13 @@ impl LocalVault {
                 if let Some(kid) = host {
                     work.check_host(kid)?;
                 }
-                work.usable(key, op)
+                let row = work.usable(key, op)?;
+                // Here, where row and root key belong together: the root key may be another by the time of the labour.
+                let der = row.unsealed(work.root, work.facts)?;
+                Ok((row, der))
             },
-            |row| {
-                let private = row.open(&self.root()?, &self.facts)?;
-                Ok((row.version.clone(), run(&private)))
-            },
-            |work, row, (version, done)| {
+            |(row, der)| Ok((row.version.clone(), run(&PrivateKey::from_pkcs8(der)?))),
+            |work, (row, _), (version, done)| {
                 let row = match row.version == version {
                     true => row,
                     // "The latest" is another one by now: what was used is what is checked, named and recorded.

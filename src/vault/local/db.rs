@@ -13,6 +13,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::refusal::from_sqlite;
+use super::root_file::write_whole;
 use super::seal::{ROOT_KEY, RootKey};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, IoContext, Result};
@@ -88,9 +89,7 @@ impl Db {
 pub(super) fn create(dir: &Path, fill: impl FnOnce(&mut Connection, &RootKey) -> Result<()>) -> Result<()> {
     Dirs::ensure(dir)?;
     // Two first uses at the same time: one makes the vault, the other waits here and then finds it.
-    let folder = std::fs::File::open(dir).io_at("open folder", dir)?;
-    let folder = nix::fcntl::Flock::lock(folder, nix::fcntl::FlockArg::LockExclusive)
-        .map_err(|(_, e)| Error::io("lock folder", e.into()).at(dir))?;
+    let folder = Dirs::lock(dir)?;
     let (database, unfinished, root) = (dir.join(DATABASE), dir.join(UNFINISHED), dir.join(ROOT_KEY));
     if exists(&database)? {
         return Err(Error::new(ErrorKind::Exists, "there is a vault already").at(&database));
@@ -113,7 +112,8 @@ pub(super) fn create(dir: &Path, fill: impl FnOnce(&mut Connection, &RootKey) ->
         .open(&unfinished)
         .io_at("create the vault", &unfinished)?;
     sync(&folder, dir)?; // the marker is there before the root key can be
-    let key = RootKey::create(&root)?;
+    let key = RootKey::random()?;
+    write_whole(&root, key.expose())?;
     let mut conn = connect(&unfinished)?;
     migrate(&mut conn)?;
     fill(&mut conn, &key)?;

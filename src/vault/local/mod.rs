@@ -28,6 +28,8 @@ mod model;
 mod passphrase;
 mod policy;
 mod refusal;
+mod root_change;
+mod root_file;
 mod rotation;
 mod rows;
 mod rsa;
@@ -36,6 +38,7 @@ mod secrets;
 mod settings;
 mod tokens;
 mod turned_down;
+mod unit_credential;
 mod work;
 
 use std::fmt;
@@ -48,7 +51,7 @@ use uuid::Uuid;
 
 use self::db::Db;
 use self::refusal::{from_sqlite, transient};
-use self::seal::{FIRST_GENERATION, Place, ROOT_KEY, RootKey};
+use self::seal::{FIRST_GENERATION, Place, RootKey};
 use self::work::{Task, Work};
 use super::{Call, VaultError};
 use crate::error::{Error, ErrorKind, Result};
@@ -61,11 +64,14 @@ pub use self::import::ImportedKey;
 pub use self::model::{
     CipherAlg, DeletedKey, KeyAttributes, KeyUpdate, NewKey, Page, SignAlg, VaultSettings,
 };
+pub use self::passphrase::Cost;
 pub use self::policy::{LifetimeAction, Period, PolicyAction, RotationPolicy, Trigger};
 pub use self::refusal::{Fail, Refusal};
+pub use self::root_file::{NewSeal, SealMethod, Unlock};
 pub use self::rsa::RsaBits;
 pub use self::tokens::{SignIn, Token, TokenError};
 pub use self::turned_down::TurnedDown;
+pub use self::unit_credential::{CREDENTIAL, PASSPHRASE_CREDENTIAL};
 
 /// The embedded vault of one folder.
 pub struct LocalVault {
@@ -74,14 +80,15 @@ pub struct LocalVault {
     admin: Uuid,
     db: Mutex<Db>,
     sign_ins: Mutex<tokens::Brake>,
+    unlock: Unlock,
 }
 
-/// What never changes about a vault.
+/// What a vault is called, and which root key it is on. Only the generation ever changes: each operation reads its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Facts {
     id: Uuid,
     name: String,
-    /// Of the root key.
+    /// Of the root key, when this was read.
     generation: u32,
     /// Like a directory's, for tokens and messages.
     tenant: Uuid,
@@ -115,30 +122,32 @@ impl LocalVault {
         Self::open(dir)
     }
 
+    /// Opens a vault whose root key needs nobody to ask.
+    ///
+    /// # Errors
+    /// As [`LocalVault::open_with`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_with(dir, Unlock::unattended())
+    }
+
     /// Opens a vault.
     ///
     /// # Errors
     /// `NotFound`; `PermissionDenied` (database or root key open to others); `Unsupported` (newer schema); `Damaged` (not a vault,
-    /// or not its root key); `Unreachable` (busy).
-    pub fn open(dir: &Path) -> Result<Self> {
+    /// or not its root key); `WrongKey` (passphrase or credential of the root key); `Unreachable` (busy).
+    pub fn open_with(dir: &Path, unlock: Unlock) -> Result<Self> {
         // Absolute: a mount changes its working directory.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", e).at(dir))?;
         let mut db = Db::open(&dir)?;
-        let root = RootKey::load(&dir.join(ROOT_KEY))?;
-        let (facts, check) = Facts::load(&db.conn).map_err(|e| db::sql(&e).at(&dir))?;
-        root.unseal(facts.check_place(), facts.generation, &check).map_err(|e| {
-            Error::new(ErrorKind::Damaged, "open the vault: root.key does not belong to vault.db")
-                .at(&dir)
-                .hint("restore the two files from the same backup")
-                .caused_by(e)
-        })?;
+        let (root, facts) = root_change::current(&dir, &unlock, &db.conn)?;
+        root_change::finish_interrupted(&dir, &unlock, &db.conn)?;
         rows::adopt(&mut db.conn, &root, &facts).map_err(|fail| Error::from(fail).at(&dir))?;
         let admin = db
             .conn
             .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
             .and_then(|oid| uuid_of(&oid))
             .map_err(|e| db::sql(&e).at(&dir))?;
-        let vault = Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default() };
+        let vault = Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default(), unlock };
         vault.upkeep();
         Ok(vault)
     }
@@ -207,9 +216,9 @@ impl LocalVault {
 
     fn verify_chain(&self, kept: Option<&AuditHead>) -> Result<AuditHead> {
         let mut db = self.current()?;
-        let root = RootKey::load(&self.dir.join(ROOT_KEY))?;
-        // One snapshot: records and head belong together.
+        // One snapshot: records, head and root key belong together.
         let tx = db.conn.transaction().map_err(|e| db::sql(&e))?;
+        let (root, _) = root_change::current(&self.dir, &self.unlock, &tx)?;
         audit::verify(&tx, &root, &self.facts.id, kept)
     }
 
@@ -238,7 +247,7 @@ impl LocalVault {
             db.close().map_err(unreachable)?;
             let replacement = Db::open(&self.dir).map_err(unreachable)?;
             let (facts, _) = Facts::load(&replacement.conn).map_err(|e| from_sqlite(&e))?;
-            if facts != self.facts {
+            if facts.id != self.facts.id {
                 return Err(transient(format!(
                     "{}: vault.db was replaced by that of another vault: found {}, allowed {}",
                     self.dir.display(),

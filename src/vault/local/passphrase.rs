@@ -7,18 +7,20 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroize;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::secret::Secret;
+use crate::secret::{Secret, scrubbed};
 
 /// Length of a salt.
 pub(super) const SALT: usize = 16;
 
 /// What argon2id is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cost {
+pub struct Cost {
     /// KiB.
-    memory: u32,
-    passes: u32,
-    lanes: u32,
+    pub memory: u32,
+    /// Over that memory.
+    pub passes: u32,
+    /// That can be filled side by side.
+    pub lanes: u32,
 }
 
 /// RFC 9106 section 4, second recommendation: half a second or less, and it fits into a small machine.
@@ -64,7 +66,7 @@ pub(super) fn derive(passphrase: &[u8], salt: &[u8; SALT], cost: Cost) -> Result
     blocks.resize(params.block_count(), Block::new());
     let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     let key = Secret::try_from_fn(|out| {
-        argon.hash_password_into_with_memory(passphrase, salt, out, &mut blocks).map_err(refused)
+        scrubbed(|| argon.hash_password_into_with_memory(passphrase, salt, out, &mut blocks)).map_err(refused)
     });
     for block in &mut blocks {
         block.as_mut().zeroize();

@@ -18,6 +18,7 @@ use super::rsa::PrivateKey;
 use super::seal::{FIRST_GENERATION, Place, RootKey};
 use super::work::Work;
 use super::{Facts, uuid_of};
+use crate::secret::SecretBytes;
 use crate::vault::{KeyInfo, KeyOperation, Kid, VaultError};
 
 /// Which keys a query is about.
@@ -229,9 +230,13 @@ impl Version {
 
     /// The private key; wiped when dropped.
     pub(super) fn open(&self, root: &RootKey, facts: &Facts) -> Result<PrivateKey, Fail> {
-        let der =
-            self.open_wrapping(root, facts)?.unseal(self.place(facts), FIRST_GENERATION, &self.sealed)?;
-        Ok(PrivateKey::from_pkcs8(&der)?)
+        Ok(PrivateKey::from_pkcs8(&self.unsealed(root, facts)?)?)
+    }
+
+    /// The private key's bytes, for [`PrivateKey::from_pkcs8`].
+    pub(super) fn unsealed(&self, root: &RootKey, facts: &Facts) -> Result<SecretBytes, Fail> {
+        let wrapping = self.open_wrapping(root, facts)?;
+        Ok(wrapping.unseal(self.place(facts), FIRST_GENERATION, &self.sealed)?)
     }
 
     fn place<'a>(&'a self, facts: &'a Facts) -> Place<'a> {

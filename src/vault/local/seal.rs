@@ -3,13 +3,12 @@
 //! Must never see: the database, RSA, permissions.
 //!
 //! Invariants:
-//! 1. The root key is read when it is needed and wiped afterwards; a mount that lives for weeks does not hold it.
+//! 1. The root key is read when it is needed (root_file.rs) and wiped afterwards.
 //! 2. It is used through sub-keys only (HKDF-SHA256, RFC 5869), one label a purpose.
 //! 3. A sealed blob opens only where it was put: the AAD binds vault, key, version, format and root key generation.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
@@ -21,7 +20,7 @@ use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::secret::{Secret, SecretBytes, random};
+use crate::secret::{Secret, SecretBytes, random, scrubbed};
 
 /// Its file, beside the database.
 pub(super) const ROOT_KEY: &str = "root.key";
@@ -29,15 +28,15 @@ pub(super) const ROOT_KEY: &str = "root.key";
 /// Generation of a vault's first root key.
 pub(super) const FIRST_GENERATION: u32 = 1;
 
-const LEN: usize = 32;
+pub(super) const LEN: usize = 32;
 const SEAL_LABEL: &str = "wrapdisk/vault/seal/v1";
 const BACKUP_LABEL: &str = "wrapdisk/vault/backup/v1";
 const AUDIT_LABEL: &str = "wrapdisk/vault/audit/v1";
 
 /// Layout of a sealed blob: format u32be, generation u32be, nonce, ciphertext, tag.
 const FORMAT: u32 = 1;
-const NONCE: usize = 24;
-const TAG: usize = 16;
+pub(super) const NONCE: usize = 24;
+pub(super) const TAG: usize = 16;
 const HEADER: usize = 8 + NONCE;
 
 /// The 32 bytes everything in a vault hangs on.
@@ -68,53 +67,25 @@ impl Place<'_> {
 }
 
 impl RootKey {
-    /// A new one, in a file that must not exist yet; on the medium when this returns.
+    /// A new one.
     ///
     /// # Errors
-    /// `Exists`, or the file cannot be written.
-    pub(super) fn create(path: &Path) -> Result<Self> {
-        let key = Secret::<LEN>::random()?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .io_at("create the vault's root key", path)?;
-        file.write_all(key.expose()).io_at("write the vault's root key", path)?;
-        file.sync_all().io_at("sync the vault's root key", path)?;
-        Ok(Self(key))
+    /// No memory, no random generator.
+    pub(super) fn random() -> Result<Self> {
+        Ok(Self(Secret::random()?))
     }
 
-    /// Reads it, unless others could read it too.
+    /// Takes the bytes of one and wipes the source; `None` when there are more or fewer than 32.
     ///
     /// # Errors
-    /// `NotFound`, `PermissionDenied` (mode, owner), `Damaged` (length).
-    pub(super) fn load(path: &Path) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| {
-                Error::io("open the vault's root key", e)
-                    .at(path)
-                    .hint("restore root.key from your backup: without it no private key of this vault opens")
-            })?;
-        check_private(&file, path)?;
-        let key = Secret::try_from_fn(|bytes| {
-            file.read_exact(bytes).map_err(|e| wrong_length(path).caused_by(e))?;
-            match file.read(&mut [0u8; 1]) {
-                Ok(0) => Ok(()),
-                Ok(_) => Err(wrong_length(path)),
-                Err(e) => Err(Error::io("read the vault's root key", e).at(path)),
-            }
-        })?;
-        Ok(Self(key))
+    /// No memory.
+    pub(super) fn take(bytes: &mut [u8]) -> Result<Option<Self>> {
+        Ok(Secret::take(bytes)?.map(Self))
     }
 
     fn sub_key(&self, label: &str) -> Result<Secret<LEN>> {
         Secret::try_from_fn(|out| {
-            Hkdf::<Sha256>::new(None, self.0.expose())
-                .expand(label.as_bytes(), out)
+            scrubbed(|| Hkdf::<Sha256>::new(None, self.0.expose()).expand(label.as_bytes(), out))
                 .map_err(|_| Error::new(ErrorKind::Other, "derive a sub-key of the root key"))
         })
     }
@@ -228,10 +199,12 @@ impl RootKey {
     /// No memory.
     pub(super) fn audit_mac(&self, message: &[u8]) -> Result<[u8; 32]> {
         let key = self.sub_key(AUDIT_LABEL)?;
-        let mut mac =
-            <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes any key length");
-        mac.update(message);
-        Ok(mac.finalize().into_bytes().into())
+        Ok(scrubbed(|| {
+            let mut mac =
+                <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose()).expect("HMAC takes any key length");
+            mac.update(message);
+            mac.finalize().into_bytes().into()
+        }))
     }
 
     /// Whether `mac` is [`RootKey::audit_mac`] of `message`, in constant time.
@@ -258,14 +231,17 @@ fn be32(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes.try_into().expect("the callers cut four bytes"))
 }
 
-fn wrong_length(path: &Path) -> Error {
-    Error::new(ErrorKind::Damaged, format!("the vault's root key: found another length, allowed {LEN} bytes"))
-        .at(path)
-        .hint("restore root.key from your backup")
+pub(super) fn wrong_length(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::Damaged,
+        format!("the vault's root key: found another length or form, allowed {LEN} bytes, or a sealed one"),
+    )
+    .at(path)
+    .hint("restore root.key from your backup")
 }
 
 /// A root key that others could have read is not one (KEY-VAULT section 2).
-fn check_private(file: &File, path: &Path) -> Result<()> {
+pub(super) fn check_private(file: &File, path: &Path) -> Result<()> {
     let meta = file.metadata().io_at("look at the vault's root key", path)?;
     let refuse = |found: String, hint: String| {
         Err(Error::new(ErrorKind::PermissionDenied, format!("the vault's root key: {found}"))
@@ -302,8 +278,7 @@ mod tests {
 
     #[test]
     fn a_blob_opens_only_in_the_place_it_was_sealed_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = RootKey::create(&dir.path().join(ROOT_KEY)).unwrap();
+        let root = RootKey::random().unwrap();
         let (vault, key, other) = (Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4());
         let place = Place { vault: &vault, key: &key, version: "v1" };
         let blob = root.seal(place, 1, b"private").unwrap();

@@ -142,12 +142,16 @@ impl LocalVault {
         self.sign_ins.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Whom the record names before anything is proven; nobody for a header, whose secret has to be looked up.
+    /// Whom the record names; nobody when the client names nobody we know.
     fn claimed(&self, who: &SignIn<'_>) -> Result<Uuid, Fail> {
         let name = match who {
             SignIn::ClientSecret { client, .. } => client,
-            SignIn::Header { hint: Some(hint), .. } => hint,
-            SignIn::Header { hint: None, .. } => return Ok(Uuid::nil()),
+            SignIn::Header { secret, .. } => {
+                let found = self.peek(SIGN_IN, &Call::new(Uuid::nil(), ""), |work| {
+                    work.matching(CredentialKind::IdentityHeader, None, secret)
+                });
+                return Ok(found?.unwrap_or_default());
+            }
             SignIn::Imds { oid } => return Ok(*oid),
         };
         let db = self.current().map_err(Fail::Broken)?;

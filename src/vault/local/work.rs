@@ -7,14 +7,14 @@
 //! 2. Work that takes long (RSA) holds no lock: rows are read, the work is done, and in the transaction that records it
 //!    the rows are read again. So what was disabled meanwhile is refused, whoever disabled it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Transaction, TransactionBehavior};
 
 use super::authz::{Caller, Permission};
 use super::refusal::{Fail, Refusal, Scene, transient};
-use super::seal::{ROOT_KEY, RootKey};
-use super::{Facts, LocalVault, audit};
+use super::seal::RootKey;
+use super::{Facts, LocalVault, audit, root_change};
 use crate::vault::{Call, VaultError};
 
 impl LocalVault {
@@ -57,15 +57,15 @@ impl LocalVault {
         body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
     ) -> Result<T, Fail> {
         let mut db = self.current().map_err(Fail::Broken)?;
-        let root = self.root()?;
         let tx = db.conn.transaction()?;
+        let (root, facts) = self.root(&tx)?;
         let caller = Caller::load(&tx, call.identity)?;
-        body(&mut Work::new(&tx, &root, &self.facts, &caller, task))
+        body(&mut Work::new(&tx, &root, &facts, &caller, task))
     }
 
-    /// Whatever is wrong with the root key's file, it is not a denial (RULINGS 20).
-    pub(super) fn root(&self) -> Result<RootKey, Fail> {
-        RootKey::load(&self.dir.join(ROOT_KEY)).map_err(|e| Fail::Broken(transient(e.chain())))
+    /// The root key that seals what `tx` reads. Whatever is wrong with its file, it is not a denial (RULINGS 20).
+    fn root(&self, tx: &Transaction<'_>) -> Result<(RootKey, Facts), Fail> {
+        root_change::current(&self.dir, &self.unlock, tx).map_err(|e| Fail::Broken(transient(e.chain())))
     }
 
     /// The inner result is the recorded answer, the outer one says that there is none.
@@ -77,11 +77,11 @@ impl LocalVault {
         body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
     ) -> Result<Result<T, Refusal>, Fail> {
         let mut db = self.current().map_err(Fail::Broken)?;
-        let root = self.root()?;
         let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (root, facts) = self.root(&tx)?;
         let caller = Caller::load(&tx, call.identity)?;
         tx.execute_batch("SAVEPOINT body")?;
-        let mut work = Work::new(&tx, &root, &self.facts, &caller, task);
+        let mut work = Work::new(&tx, &root, &facts, &caller, task);
         let answer = match body(&mut work) {
             Ok(answer) => Ok(answer),
             Err(Fail::Refused(refusal)) => {
@@ -95,26 +95,36 @@ impl LocalVault {
             }
             Err(broken) => return Err(broken), // dropping the transaction undoes it
         };
-        let Work { subject, allowed, bits, change, .. } = work;
-        let event = audit::Event {
-            operation: task.operation,
-            vault_name: &self.facts.name,
-            status: answer.as_ref().err().map_or(200, |r| r.status),
-            signature: answer.as_ref().err().map_or("OK", |r| r.signature),
-            description: answer.as_ref().err().map(|r| r.description.as_str()),
-            duration: started.elapsed(),
-            call,
-            client_id: caller.known.as_ref().map(|k| k.client_id.as_str()),
-            subject: &subject,
-            action: task.action,
-            policy_match: allowed,
-            bits,
-            change: change.as_deref(),
-        };
-        audit::append(&tx, &root, &self.facts.id, &event)?;
+        record(&work, task, call, answer.as_ref().err(), started.elapsed())?;
         tx.commit()?;
         Ok(answer)
     }
+}
+
+/// Appends the record of an operation; part of its transaction.
+pub(super) fn record(
+    work: &Work<'_>,
+    task: Task<'_>,
+    call: &Call,
+    refusal: Option<&Refusal>,
+    duration: Duration,
+) -> Result<(), Fail> {
+    let event = audit::Event {
+        operation: task.operation,
+        vault_name: &work.facts.name,
+        status: refusal.map_or(200, |r| r.status),
+        signature: refusal.map_or("OK", |r| r.signature),
+        description: refusal.map(|r| r.description.as_str()),
+        duration,
+        call,
+        client_id: work.caller.known.as_ref().map(|k| k.client_id.as_str()),
+        subject: &work.subject,
+        action: task.action,
+        policy_match: work.allowed,
+        bits: work.bits,
+        change: work.change.as_deref(),
+    };
+    audit::append(work.tx, work.root, &work.facts.id, &event)
 }
 
 /// What is asked, before the rows are looked at.
@@ -147,7 +157,7 @@ pub(super) struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(
+    pub(super) fn new(
         tx: &'a Transaction<'a>,
         root: &'a RootKey,
         facts: &'a Facts,

@@ -55,7 +55,7 @@ pub(super) fn authenticate(
 
 /// The answer to a request without a token that is known.
 pub(super) fn missing(tenant: Uuid, host: &Host) -> Reply {
-    challenge(tenant, host, "AKV10000: Request is missing a Bearer or PoP token.")
+    challenge(tenant, host, "AKV10000: Request is missing a Bearer, PoP, or MTLS_POP token.")
 }
 
 fn challenge(tenant: Uuid, host: &Host, message: &str) -> Reply {

@@ -149,7 +149,7 @@ impl Reply {
         put("x-ms-keyvault-service-version", env!("CARGO_PKG_VERSION"));
         put("x-ms-keyvault-region", on.region);
         put("x-ms-keyvault-network-info", &network);
-        put("strict-transport-security", "max-age=31536000; includeSubDomains");
+        put("strict-transport-security", "max-age=31536000;includeSubDomains");
         put("x-content-type-options", "nosniff");
         for (name, value) in &self.headers {
             put(name, value);
