@@ -55,6 +55,7 @@ const PROMISED: &str = "\
 check
 completion
 create
+grant
 header
 header backup
 header dump
@@ -83,6 +84,7 @@ key set-attributes
 key show
 key show-deleted
 mount
+revoke
 seal
 set
 set create
@@ -92,9 +94,24 @@ status
 umount
 vault
 vault add
+vault env
+vault grant
+vault identity
+vault identity add
+vault identity credential
+vault identity credential add
+vault identity credential remove
+vault identity disable
+vault identity enable
+vault identity list
+vault identity remove
+vault identity show
 vault init
 vault list
 vault remove
+vault revoke
+vault rotate-root-key
+vault seal
 vault serve
 vault test
 volume-key";

@@ -2,32 +2,50 @@
 
 use std::path::{Path, PathBuf};
 
-use super::output;
+use super::{output, prompt};
 use crate::control::{self, MountStatus};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::set::SetStore;
 use crate::set::access::Access;
 use crate::set::first_use::{self, FirstUse};
-use crate::vault::local::LocalVault;
+use crate::vault::local::{LocalVault, Unlock};
 
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) dirs: Dirs,
+    vault_passphrase: Option<PathBuf>,
 }
 
 impl Context {
-    pub(super) fn new(state: Option<PathBuf>) -> Result<Self> {
+    pub(super) fn new(state: Option<PathBuf>, vault_passphrase: Option<PathBuf>) -> Result<Self> {
         let mut dirs = Dirs::from_env()?;
         if let Some(state) = state {
             dirs.state = std::path::absolute(&state).map_err(|e| Error::io("resolve", e).at(&state))?;
         }
-        Ok(Self { dirs })
+        Ok(Self { dirs, vault_passphrase })
+    }
+
+    /// How a root key under a passphrase is opened: with what the file says, or what is typed.
+    fn unlock(&self) -> Unlock {
+        let file = self.vault_passphrase.clone();
+        Unlock::by_passphrase(move |root_key| {
+            match &file {
+            Some(file) => prompt::passphrase_file(file),
+            None => prompt::passphrase(&format!("Passphrase of {}", root_key.display()), false).map_err(|e| {
+                // Nobody at a terminal: the vault is shut, the command line was right.
+                let kind = if e.kind() == ErrorKind::Usage { ErrorKind::WrongKey } else { e.kind() };
+                e.as_kind(kind).hint(
+                    "give --vault-passphrase-file FILE; a unit: LoadCredential=wrapdisk-vault-passphrase:FILE",
+                )
+            }),
+        }
+        })
     }
 
     /// The vault and the sets, made on first use; what was made is told once.
     pub(super) fn access(&self) -> Result<Access> {
-        let (access, made) = first_use::ensure(&self.dirs).map_err(vault_trouble)?;
+        let (access, made) = first_use::ensure_with(&self.dirs, || self.unlock()).map_err(vault_trouble)?;
         if let Some(made) = made {
             announce(&made);
         }
@@ -37,7 +55,7 @@ impl Context {
     /// The vault and the sets, only if they are there: a command that looks must not make them.
     pub(super) fn existing(&self) -> Result<Access> {
         let state = &self.dirs.state;
-        let vault = LocalVault::open(state).map_err(|e| match e.kind() {
+        let vault = LocalVault::open_with(state, self.unlock()).map_err(|e| match e.kind() {
             ErrorKind::NotFound if !LocalVault::exists(state) => {
                 Error::new(ErrorKind::Unreachable, "no vault here")
                     .at(state)

@@ -200,7 +200,8 @@ pub(super) fn main(parsed: Parsed) -> ExitCode {
 /// `mount -a` a second time is harmless (RULINGS 4).
 fn already_mounted(cli: &Cli) -> bool {
     let Command::Mount(args) = &cli.command else { return false };
-    super::Context::new(cli.state.clone()).is_ok_and(|c| mount::is_mounted(&c, &args.disk, &args.mountpoint))
+    super::Context::new(cli.state.clone(), None)
+        .is_ok_and(|c| mount::is_mounted(&c, &args.disk, &args.mountpoint))
 }
 
 fn code(kind: ErrorKind) -> u8 {

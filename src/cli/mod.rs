@@ -15,6 +15,7 @@ mod context;
 mod create;
 mod daemon;
 mod generate;
+mod grant;
 mod header;
 mod helper;
 mod info;
@@ -54,6 +55,7 @@ Examples:
   wrapdisk status                           what is mounted
   wrapdisk umount /mnt/vm
   wrapdisk key disable disk-kek             no new mount of any disk under this key
+  wrapdisk revoke --set default             no new mount of any disk of this set
 
 Files (root; a user):
   /var/lib/wrapdisk; $XDG_STATE_HOME/wrapdisk    vault.db, root.key, sets.db: back these up together
@@ -63,6 +65,10 @@ pub struct Cli {
     /// Folder of vault.db, root.key and sets.db [default: per user; see wrapdisk --help]
     #[arg(long, global = true, value_name = "DIR")]
     state: Option<PathBuf>,
+
+    /// The passphrase of a vault that is sealed by one, in FILE; asked for on the terminal otherwise
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    vault_passphrase_file: Option<PathBuf>,
 
     /// Say more; twice: debug
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
@@ -90,6 +96,8 @@ enum Command {
     Set(set::Command),
     #[command(subcommand)]
     Vault(vault::Command),
+    Grant(grant::GrantSet),
+    Revoke(grant::RevokeSet),
     Completion(generate::CompletionArgs),
     #[command(subcommand, hide = true)]
     Generate(generate::Command),
@@ -150,7 +158,7 @@ fn report(e: &Error) {
 fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
     crate::secret::harden_process()?;
     start_log(cli.verbose);
-    let context = Context::new(cli.state)?;
+    let context = Context::new(cli.state, cli.vault_passphrase_file)?;
     let done = match cli.command {
         Command::Mount(mount) => return mount::run(&context, &mount, args),
         Command::Create(args) => create::run(&context, &args),
@@ -164,6 +172,8 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Key(command) => key::run(&context, &command),
         Command::Set(command) => set::run(&context, &command),
         Command::Vault(command) => vault::run(&context, &command),
+        Command::Grant(args) => grant::grant_set(&context, &args),
+        Command::Revoke(args) => grant::revoke_set(&context, &args),
         Command::Completion(args) => generate::completion(&args),
         Command::Generate(command) => generate::run(&command),
     };

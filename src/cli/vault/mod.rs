@@ -5,11 +5,13 @@
 
 #[cfg(feature = "azure")]
 mod elsewhere;
+mod identity;
+mod root;
 #[cfg(feature = "serve")]
 mod serve;
 
 use super::context::Context;
-use super::output;
+use super::{grant, output};
 use crate::error::Result;
 use crate::vault::local::LocalVault;
 
@@ -19,7 +21,9 @@ use crate::vault::local::LocalVault;
 Examples:
   wrapdisk vault init production
   wrapdisk vault add cloud https://demo.vault.azure.net
-  wrapdisk vault test cloud --key disk-kek")]
+  wrapdisk vault test cloud --key disk-kek
+  wrapdisk vault identity add backup-agent --generate-secret
+  wrapdisk vault grant backup-agent --permissions get,unwrapKey --key disk-kek")]
 pub(super) enum Command {
     /// Make an empty key vault; without it, the first `create` makes one named \"default\"
     Init(Init),
@@ -28,6 +32,13 @@ pub(super) enum Command {
     #[cfg(feature = "azure")]
     #[command(flatten)]
     Elsewhere(elsewhere::Command),
+    #[command(subcommand)]
+    Identity(identity::Command),
+    Grant(grant::GrantArgs),
+    Revoke(grant::RevokeArgs),
+    Env(identity::Env),
+    Seal(root::Seal),
+    RotateRootKey(root::Rotate),
 }
 
 #[derive(Debug, clap::Args)]
@@ -51,6 +62,12 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Serve(args) => serve::run(context, args),
         #[cfg(feature = "azure")]
         Command::Elsewhere(command) => elsewhere::run(context, command),
+        Command::Identity(command) => identity::run(context, command),
+        Command::Grant(args) => grant::grant(context, args),
+        Command::Revoke(args) => grant::revoke(context, args),
+        Command::Env(args) => identity::env(context, args),
+        Command::Seal(args) => root::seal(context, args),
+        Command::RotateRootKey(args) => root::rotate(context, args),
     }
 }
 
