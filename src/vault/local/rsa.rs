@@ -1,7 +1,9 @@
 //! RSA of the embedded vault: the only module that knows the crate `rsa`, so that another engine can replace it.
 //!
 //! RSAES-OAEP (RFC 8017 7.1) with MGF1 of the same hash and an empty label; RSASSA-PSS (8.1) with a salt as long as the
-//! hash, RSASSA-PKCS1-v1_5 (8.2) of a digest. RSAES-PKCS1-v1_5 is not here: padding oracles live there. The crate computes on constant-time big
+//! hash, RSASSA-PKCS1-v1_5 (8.2) of a digest. RSAES-PKCS1-v1_5 is not here: padding oracles live there.
+//! On decryption the crate does not look at OAEP's first octet (7.1.2 3 g would refuse one that is not 0), so that Manger's
+//! attack has nothing to measure. It computes on constant-time big
 //! integers with base, exponent and modulus blinding and checks the CRT result, which answers RUSTSEC-2023-0071.
 //!
 //! Must never see: the database, permissions, files.
