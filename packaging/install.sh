@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs wrapdisk: the program, the names by which mount(8) finds it, manual pages, completions, the systemd unit.
+# Installs wrapdisk: the program, the names by which mount(8) finds it, manual pages, completions, the systemd units.
 #
 #   cargo build --release --locked && sudo packaging/install.sh
 #
@@ -39,7 +39,9 @@ if [ ! -s "$work/man/wrapdisk.1" ]; then
     echo "install.sh: $BINARY: wrote no manual pages; is it wrapdisk?" >&2
     exit 1
 fi
-sed "s|@BINDIR@|$BINDIR|g" "$here/wrapdisk@.service" > "$work/unit"
+for unit in wrapdisk@.service wrapdisk-vault.service; do
+    sed "s|@BINDIR@|$BINDIR|g" "$here/$unit" > "$work/$unit"
+done
 
 # put MODE FILE TARGET
 put() {
@@ -58,8 +60,10 @@ done
 put 644 "$work/completions/wrapdisk.bash" "$SHARE/bash-completion/completions/wrapdisk"
 put 644 "$work/completions/_wrapdisk" "$SHARE/zsh/site-functions/_wrapdisk"
 put 644 "$work/completions/wrapdisk.fish" "$SHARE/fish/vendor_completions.d/wrapdisk.fish"
-put 644 "$work/unit" "$UNITDIR/wrapdisk@.service"
-for example in fstab mount.conf; do
+for unit in wrapdisk@.service wrapdisk-vault.service; do
+    put 644 "$work/$unit" "$UNITDIR/$unit"
+done
+for example in fstab mount.conf vault.conf; do
     put 644 "$here/examples/$example" "$SHARE/doc/wrapdisk/examples/$example"
 done
 for text in LICENSE-MIT LICENSE-APACHE CHANGELOG.md; do

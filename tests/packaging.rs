@@ -81,6 +81,7 @@ fn a_staged_tree_is_complete_and_holds_nothing_else() {
 
     let expected = [
         ("usr/bin/wrapdisk", "755"),
+        ("usr/lib/systemd/system/wrapdisk-vault.service", "644"),
         ("usr/lib/systemd/system/wrapdisk@.service", "644"),
         ("usr/sbin/mount.fuse.wrapdisk", "../bin/wrapdisk"),
         ("usr/sbin/mount.wrapdisk", "../bin/wrapdisk"),
@@ -90,6 +91,7 @@ fn a_staged_tree_is_complete_and_holds_nothing_else() {
         ("usr/share/doc/wrapdisk/LICENSE-MIT", "644"),
         ("usr/share/doc/wrapdisk/examples/fstab", "644"),
         ("usr/share/doc/wrapdisk/examples/mount.conf", "644"),
+        ("usr/share/doc/wrapdisk/examples/vault.conf", "644"),
         ("usr/share/fish/vendor_completions.d/wrapdisk.fish", "644"),
         ("usr/share/zsh/site-functions/_wrapdisk", "644"),
     ];
@@ -98,7 +100,7 @@ fn a_staged_tree_is_complete_and_holds_nothing_else() {
 }
 
 #[test]
-fn the_helpers_and_the_unit_reach_the_installed_program() {
+fn the_helpers_and_the_units_reach_the_installed_program() {
     let top = tempfile::tempdir().unwrap();
     let (prefix, sbin) = (top.path().join("usr"), top.path().join("sbin"));
     let variables = [("PREFIX", &*prefix), ("SBINDIR", &*sbin)];
@@ -109,19 +111,35 @@ fn the_helpers_and_the_unit_reach_the_installed_program() {
         assert_eq!(fs::canonicalize(sbin.join(name)).unwrap(), fs::canonicalize(&program).unwrap());
     }
 
-    let unit = prefix.join("lib/systemd/system/wrapdisk@.service");
-    let text = fs::read_to_string(&unit).unwrap();
-    assert!(text.contains(&format!("\nExecStart={} mount --foreground ", program.display())), "{text}");
-    let judge = |unit: &Path| {
-        let output = run("systemd-analyze", &["verify", "--man=no", unit.to_str().unwrap()]);
-        (output.status.success(), String::from_utf8(output.stderr).unwrap())
-    };
-    assert_eq!(judge(&unit), (true, String::new()));
-    // The judge looks at the words, and at the program.
-    fs::write(&unit, text.replace("Type=notify", "Type=notfy")).unwrap();
-    assert!(judge(&unit).1.contains("Failed to parse service type"));
-    fs::write(&unit, text.replace("bin/wrapdisk", "bin/other")).unwrap();
-    assert!(!judge(&unit).0);
+    for (unit, command) in
+        [("wrapdisk@.service", "mount --foreground"), ("wrapdisk-vault.service", "vault serve")]
+    {
+        let unit = prefix.join("lib/systemd/system").join(unit);
+        let text = fs::read_to_string(&unit).unwrap();
+        assert!(text.contains(&format!("\nExecStart={} {command} ", program.display())), "{text}");
+        let judge = |unit: &Path| {
+            let output = run("systemd-analyze", &["verify", "--man=no", unit.to_str().unwrap()]);
+            (output.status.success(), String::from_utf8(output.stderr).unwrap())
+        };
+        assert_eq!(judge(&unit), (true, String::new()), "{command}");
+        // The judge looks at the words, and at the program.
+        fs::write(&unit, text.replace("Type=notify", "Type=notfy")).unwrap();
+        assert!(judge(&unit).1.contains("Failed to parse service type"));
+        fs::write(&unit, text.replace("bin/wrapdisk", "bin/other")).unwrap();
+        assert!(!judge(&unit).0);
+    }
+}
+
+#[test]
+fn the_vaults_unit_exposes_little() {
+    let unit = repository("packaging/wrapdisk-vault.service");
+    let stage = tempfile::tempdir().unwrap();
+    let copy = stage.path().join("wrapdisk-vault.service");
+    fs::write(&copy, fs::read_to_string(unit).unwrap().replace("@BINDIR@", "/usr/bin")).unwrap();
+    // 0 is shut in, 100 is a plain service of root. It had 18 when this was written.
+    let output =
+        run("systemd-analyze", &["security", "--offline=yes", "--threshold=30", copy.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]
