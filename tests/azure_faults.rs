@@ -123,7 +123,10 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
         server.answers(move |request| {
-            if count.fetch_add(1, Ordering::SeqCst) < times { answer.clone() } else { well(request) }
+            if count.fetch_add(1, Ordering::SeqCst) < times {
+                return answer.clone();
+            }
+            well(request)
         });
         asked
     };

@@ -121,7 +121,7 @@ fn a_success_counts_only_if_it_is_about_the_key_and_of_the_right_length() {
 #[test]
 fn a_wrap_of_another_length_or_key_is_corrupt() {
     let server = Server::new(Certificate::Good);
-    let dek = Secret::try_from_fn(|bytes| Ok(bytes.copy_from_slice(&dek()))).unwrap();
+    let dek = Secret::take(&mut dek()).unwrap().unwrap();
     let wrap = |answer: Option<Answer>| {
         server.answers(move |request| answer.clone().unwrap_or_else(|| well(request)));
         server.vault().without_retry().wrap(&server.kid(), WrapAlg::RsaOaep256, &dek, &call())

@@ -42,7 +42,7 @@ fn an_entry_comes_back_as_it_was_given() {
     for (name, credential) in [
         ("a", Credential::ManagedIdentity { client_id: Some("0-a".into()) }),
         ("b", Credential::WorkloadIdentity { tenant: Some("t".into()), client_id: None }),
-        ("c", Credential::ClientSecret { tenant: "t".into(), client_id: "c".into(), secret: secret.clone() }),
+        ("c", Credential::ClientSecret { tenant: "t".into(), client_id: "c".into(), secret }),
         ("d", Credential::AzureCli { tenant: None }),
     ] {
         let new = NewVault {

@@ -48,7 +48,7 @@ impl Operation {
 #[derive(Debug)]
 pub(super) struct About<'a> {
     pub(super) entry: &'a VaultEntry,
-    /// The key's URL.
+    /// The key's identifier, as containers have it.
     pub(super) key: &'a str,
     pub(super) operation: Operation,
     pub(super) claims: Option<Claims>,
@@ -86,6 +86,14 @@ impl ServiceError {
     fn inner(&self) -> &str {
         self.inner.as_ref().and_then(|inner| inner.code.as_deref()).unwrap_or_default()
     }
+}
+
+/// A 403 that leaves open why: the codes that mean permission, and those of the table, were not among its words.
+pub(super) fn is_unexplained(e: &azure_core::Error) -> bool {
+    let SdkErrorKind::HttpResponse { raw_response: Some(raw), .. } = e.kind() else { return false };
+    let explained =
+        ["ForbiddenByPolicy", "AccessDenied", "ForbiddenByRbac", "KeyOperationForbidden", "KeyDisabled"];
+    ServiceError::parse(raw.body()).is_some_and(|error| !explained.contains(&error.inner()))
 }
 
 /// The class of an answer that is not a success.
@@ -255,20 +263,26 @@ impl About<'_> {
     }
 
     fn next(&self, denial: Denial) -> String {
-        let name = key_name(self.key);
         let ours = self.entry.local_server;
+        let (name, version) = key_parts(self.key);
+        let endpoint = &self.entry.endpoint;
         match denial {
-            Denial::Disabled if ours => format!("enable it, where the vault is: wrapdisk key enable {name}"),
+            Denial::Disabled if ours => {
+                let version = version.map(|v| format!(" --version {v}")).unwrap_or_default();
+                format!("enable it, where the vault is: wrapdisk key enable {name}{version}")
+            }
             Denial::Disabled => {
-                format!("enable it: az keyvault key set-attributes --id {} --enabled true", self.key)
+                let version = version.map(|v| format!("/{v}")).unwrap_or_default();
+                format!(
+                    "enable it: az keyvault key set-attributes --id {endpoint}/keys/{name}{version} --enabled true"
+                )
             }
             Denial::Deleted if ours => {
                 format!("if it was deleted, where the vault is: wrapdisk key recover {name}")
             }
-            Denial::Deleted => format!(
-                "if it was deleted: az keyvault key recover --id {}/deletedkeys/{name}",
-                self.entry.endpoint
-            ),
+            Denial::Deleted => {
+                format!("if it was deleted: az keyvault key recover --id {endpoint}/deletedkeys/{name}")
+            }
             Denial::NoPermission => {
                 let missing = self.operation.permission();
                 format!(
@@ -280,7 +294,7 @@ impl About<'_> {
                 format!("make a new version, where the vault is: wrapdisk key rotate {name}")
             }
             Denial::Expired => {
-                format!("make a new version: az keyvault key rotate --id {}/keys/{name}", self.entry.endpoint)
+                format!("make a new version: az keyvault key rotate --id {endpoint}/keys/{name}")
             }
             Denial::Firewall if ours => "the vault is served with --allow: add this machine's address".into(),
             Denial::Firewall => format!(
@@ -325,8 +339,10 @@ fn vault_name(entry: &VaultEntry) -> &str {
     entry.endpoint.name().split('.').next().unwrap_or_default()
 }
 
-fn key_name(url: &str) -> &str {
-    url.split("/keys/").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or("KEY")
+/// Name and version in a key's identifier.
+fn key_parts(key: &str) -> (&str, Option<&str>) {
+    let mut parts = key.split("/keys/").nth(1).unwrap_or_default().split('/');
+    (parts.next().unwrap_or_default(), parts.next())
 }
 
 fn next_for_status(status: u16) -> &'static str {

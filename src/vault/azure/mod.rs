@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -194,21 +194,19 @@ impl AzureVault {
         About { entry: &self.entry, key, operation, claims: self.claims() }
     }
 
-    /// A wrap that was refused as if by permission is refused by time, when the key's window says so.
+    /// A wrap that was refused without a reason is refused by time, when the key's window says so.
     fn wrap_refused(&self, kid: &Kid, call: &Call, refused: VaultError) -> VaultError {
-        if !matches!(refused, VaultError::Denied(super::Denial::NoPermission, _)) {
-            return refused;
-        }
+        let VaultError::Denied(_, message) = &refused else { return refused };
         let now = azure_core::time::OffsetDateTime::now_utc().unix_timestamp();
         let outside = |info: &KeyInfo| {
             info.not_before.is_some_and(|from| now < from) || info.expires.is_some_and(|end| now >= end)
         };
-        match (self.describe(&kid.into(), call), refused) {
-            (Ok(info), VaultError::Denied(_, message)) if outside(&info) => VaultError::Denied(
-                super::Denial::Expired,
-                format!("{message}; the key is outside its validity period"),
-            ),
-            (_, refused) => refused,
+        match self.describe(&kid.into(), call) {
+            Ok(info) if outside(&info) => {
+                let message = format!("{message}; the key is outside its validity period");
+                VaultError::Denied(super::Denial::Expired, message)
+            }
+            _ => refused,
         }
     }
 }
@@ -253,7 +251,7 @@ fn options(call: &Call) -> ClientMethodOptions<'static> {
 impl KeyVault for AzureVault {
     fn describe(&self, key: &KeyRef, call: &Call) -> Result<KeyInfo, VaultError> {
         let version = key.version.as_ref().map(|v| format!("/{v}")).unwrap_or_default();
-        let url = format!("{}/keys/{}{version}", self.entry.endpoint, key.name);
+        let url = format!("https://{}/keys/{}{version}", self.entry.canonical_host(), key.name);
         let (name, version) = (key.name.clone(), key.version.clone());
         let method_options = options(call);
         let answer: Key = self.ask(Operation::Describe, &url, call, move |connection| {
@@ -266,48 +264,52 @@ impl KeyVault for AzureVault {
 
     fn wrap(&self, kid: &Kid, alg: WrapAlg, dek: &Secret<64>, call: &Call) -> Result<WrappedDek, VaultError> {
         let (name, version) = self.own(kid)?;
-        let url = format!("{}/keys/{name}/{version}", self.entry.endpoint);
         let (name, version) = (name.to_owned(), version.to_owned());
-        let dek = copy(dek).map_err(|e| self.about(&url, Operation::Wrap).unreachable(&e.chain()))?;
+        let about = self.about(kid.as_str(), Operation::Wrap);
+        let dek = copy(dek).map_err(|e| about.unreachable(&e.chain()))?;
         let method_options = options(call);
+        let unexplained = Arc::new(AtomicBool::new(false));
+        let silent = unexplained.clone();
         let answered: Result<KeyOperationResult, _> =
-            self.ask(Operation::Wrap, &url, call, move |connection| {
+            self.ask(Operation::Wrap, kid.as_str(), call, move |connection| {
                 let (name, key_version) = (name.clone(), Some(version.clone()));
                 let options = KeyClientWrapKeyOptions { key_version, method_options: method_options.clone() };
                 let parameters = parameters(alg, dek.expose());
+                let silent = silent.clone();
                 async move {
-                    connection
-                        .client
-                        .wrap_key(&name, parameters.try_into()?, Some(options))
-                        .await?
-                        .into_model()
+                    let sent = parameters.try_into()?;
+                    let answer = connection.client.wrap_key(&name, sent, Some(options)).await;
+                    let answer =
+                        answer.inspect_err(|e| silent.store(errors::is_unexplained(e), Ordering::Relaxed));
+                    answer?.into_model()
                 }
             });
-        let answer = answered.map_err(|e| self.wrap_refused(kid, call, e))?;
-        let bytes = answers::wrapped(answer, kid, &self.about(&url, Operation::Wrap))?;
+        let answer = answered.map_err(|refused| match unexplained.load(Ordering::Relaxed) {
+            true => self.wrap_refused(kid, call, refused),
+            false => refused,
+        })?;
+        let bytes = answers::wrapped(answer, kid, &self.about(kid.as_str(), Operation::Wrap))?;
         Ok(WrappedDek { kid: kid.clone(), alg, bytes })
     }
 
     fn unwrap(&self, wrapped: &WrappedDek, call: &Call) -> Result<Secret<64>, VaultError> {
         let (name, version) = self.own(&wrapped.kid)?;
-        let url = format!("{}/keys/{name}/{version}", self.entry.endpoint);
         let (name, version) = (name.to_owned(), version.to_owned());
         let (alg, bytes) = (wrapped.alg, wrapped.bytes.clone());
         let (entry, kid) = (self.entry.clone(), wrapped.kid.clone());
         let method_options = options(call);
         // Put into secret memory on the thread that received it.
-        let asked = url.clone();
-        self.ask(Operation::Unwrap, &url, call, move |connection| {
+        self.ask(Operation::Unwrap, wrapped.kid.as_str(), call, move |connection| {
             let (name, version) = (name.clone(), version.clone());
             let options = KeyClientUnwrapKeyOptions { method_options: method_options.clone() };
             let parameters = parameters(alg, &bytes);
-            let (entry, kid, url) = (entry.clone(), kid.clone(), asked.clone());
+            let (entry, kid) = (entry.clone(), kid.clone());
             async move {
                 let sent = parameters.try_into()?;
                 let answer =
                     connection.client.unwrap_key(&name, &version, sent, Some(options)).await?.into_model()?;
                 let claims = connection.caller.claims();
-                let about = About { entry: &entry, key: &url, operation: Operation::Unwrap, claims };
+                let about = About { entry: &entry, key: kid.as_str(), operation: Operation::Unwrap, claims };
                 Ok(answers::unwrapped(answer, &kid, &about))
             }
         })?

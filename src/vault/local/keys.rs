@@ -322,14 +322,10 @@ fn said(change: &KeyUpdate) -> String {
     said.join(", ")
 }
 
-/// Each once, in the order given: Azure gives them back so.
+/// Each once, in Azure's order.
 pub(super) fn ops_json(operations: &[KeyOperation]) -> String {
-    let mut names = Vec::new();
-    for name in operations.iter().map(|op| op.name()) {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    let names: Vec<_> =
+        KeyOperation::ALL.iter().filter(|op| operations.contains(op)).map(|op| op.name()).collect();
     serde_json::json!(names).to_string()
 }
 
