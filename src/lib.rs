@@ -47,7 +47,9 @@
 //!
 //! ## How a key travels
 //!
-//! `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC.
+//! The key is in the embedded vault ([`vault::local`]), or in one elsewhere that is configured here: Azure Key Vault, a
+//! Managed HSM, another machine's `vault serve` (`vault::azure`). A key identifier's host says which; the set says in whose
+//! name. `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC.
 //! `mount`: tokens in the set's order -> unwrap in the name of the set's identity -> digest, MAC, pinned fingerprint ->
 //! cipher behind the gate; the DEK itself is wiped. Every use leaves a row in the vault's hash-chained audit. A closed gate
 //! refuses new I/O at once; crypto that runs is waited for, then key, schedules and cache are wiped. The guard that closes it
@@ -67,7 +69,8 @@
 //!
 //! ## What is deliberately absent
 //!
-//! No async: requests are served by a few blocking threads, which measure faster than any runtime here. No fork: a mount in the
+//! No async in the data path: requests are served by a few blocking threads, which measure faster than any runtime here (it stays
+//! within `vault::azure` and `vault::server`). No fork: a mount in the
 //! background is this program run again. No authentication of contents: XTS has none, and nothing here claims it.
 
 pub mod cache;

@@ -3,12 +3,18 @@
 #![cfg(all(feature = "azure", feature = "serve"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod azure_support;
+mod memory_support;
 mod serve_support;
 mod support;
 
 use std::io::Write;
 use std::path::PathBuf;
 
+use azure_support::{Fault, Proxy};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use memory_support::{list, needles, search};
 use serve_support::Served;
 use support::Home;
 use wrapdisk::envelope::KeyRef;
@@ -81,6 +87,11 @@ fn a_disk_under_a_key_elsewhere_mounts_until_the_vault_says_no() {
     s.grant(&[Permission::Get, Permission::WrapKey, Permission::UnwrapKey]);
     let key_url = format!("{}/keys/disk-kek", s.url());
     s.user.wrapdisk(["set", "create", "prod", "--key-url", &key_url]).ok();
+    let shown = s.user.json(["set", "show", "prod"]);
+    assert_eq!(shown["properties"]["activeKey"]["sourceVault"]["id"], s.url());
+    assert_eq!(shown["properties"]["rotationToLatestKeyVersionEnabled"], true);
+    let shown = s.user.wrapdisk(["set", "show", "prod"]).ok();
+    assert!(shown.contains("office at https://") && shown.contains("application prod"), "{shown}");
     s.user.create("vm.wd", "1M", &["--set", "prod"]);
     let info = s.user.json(["info", "vm.wd"]);
     let kid = format!("https://{}.vault.localhost/keys/disk-kek/", s.served.vault.id());
@@ -101,8 +112,9 @@ fn a_disk_under_a_key_elsewhere_mounts_until_the_vault_says_no() {
     mount.unmount();
 
     // Disks of the embedded vault do not need the other one.
-    let Scene { served, user, .. } = s;
-    drop(served);
+    let Scene { mut served, user, .. } = s;
+    served.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(served.ended(), Some(0));
     let away = user.wrapdisk(["mount", "vm.wd", "vm.wd.mnt"]).fails(4);
     assert!(away.contains("does a server listen there"), "{away}");
     user.create("local.wd", "1M", &[]);
@@ -159,6 +171,57 @@ fn what_is_missing_is_said_in_words_with_the_command_that_mends_it() {
     assert!(text.contains("debug"), "{text}");
     for secret in [s.secret.as_str(), "Bearer ", "access_token"] {
         assert!(!text.contains(secret), "{text}");
+    }
+}
+
+#[test]
+fn what_came_over_the_network_does_not_stay_in_the_memory_of_a_mount() {
+    let s = Scene::new();
+    s.add("office", "prod.secret", &[]);
+    s.grant(&[Permission::Get, Permission::WrapKey, Permission::UnwrapKey]);
+    s.user.wrapdisk(["set", "create", "prod", "--key-url", &format!("{}/keys/disk-kek", s.url())]).ok();
+    s.user.create("vm.wd", "1M", &["--set", "prod"]);
+    s.user.wrapdisk(["volume-key", "vm.wd", "--output", "vm.key", "--yes"]).ok();
+    let key = std::fs::read(s.user.path("vm.key")).unwrap();
+    assert_eq!(key.len(), 64);
+    let mount = s.user.mount("vm.wd", &[]);
+    let raw = needles("the data key", &key);
+    // As the vault sends it, at every offset that base64 of a longer text could give it.
+    let text = URL_SAFE_NO_PAD.encode(&key);
+    let mut gone = needles("the data key on the wire", text.as_bytes());
+    gone.extend(needles("the client secret", s.secret.as_bytes()));
+    let pid = mount.pid.to_string();
+    let hits = search(&pid, &gone);
+    assert!(hits.is_empty(), "{}", list(&hits));
+    let hits = search(&pid, &raw);
+    assert!(!hits.is_empty(), "the cipher has it: the search works");
+    let loose: Vec<_> = hits.iter().filter(|hit| !hit.mapping.is_undumped()).collect();
+    assert!(loose.is_empty(), "{}", list(loose));
+    mount.unmount();
+}
+
+#[test]
+fn a_disk_opens_through_a_network_that_recovers_and_says_which_that_does_not() {
+    let s = Scene::new();
+    s.grant(&[Permission::Get, Permission::WrapKey, Permission::UnwrapKey]);
+    let proxy = Proxy::to(([127, 0, 0, 1], s.served.port).into());
+    let url = format!("https://{}", proxy.host());
+    let (id, ca) = (format!("{}.vault.localhost", s.served.vault.id()), s.ca());
+    let args =
+        ["vault", "add", "far", &url, "--local-server", "--alias", &id, "--ca-file", ca.to_str().unwrap()];
+    let who = ["--credential", "client-secret", "--client-id", "prod", "--secret-file", "prod.secret"];
+    s.user.wrapdisk([&args[..], &who[..]].concat()).ok();
+    s.user.wrapdisk(["set", "create", "prod", "--key-url", &format!("{url}/keys/disk-kek")]).ok();
+    s.user.create("vm.wd", "1M", &["--set", "prod"]);
+    std::fs::create_dir_all(s.user.path("vm.wd.mnt")).unwrap();
+    for fault in [Fault::Reset, Fault::CutAfter(200)] {
+        proxy.set(fault);
+        let before = *proxy.taken.lock().unwrap();
+        let said = s.user.wrapdisk(["mount", "vm.wd", "vm.wd.mnt"]).fails(4);
+        assert!(said.contains("the vault could not be asked"), "{said}");
+        assert!(*proxy.taken.lock().unwrap() >= before + 3, "it was tried three times");
+        proxy.set(Fault::None);
+        s.user.mount("vm.wd", &[]).unmount();
     }
 }
 

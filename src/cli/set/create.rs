@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
         identity: known.unwrap_or_default(),
     })?;
     if args.output.json() {
-        return output::json(&set.to_json());
+        return output::json(&super::to_json(&sets, &set)?);
     }
     output::line(&format!("{}: made the set, key {}, as {}", set.name, set.active, vault.entry().credential))
 }

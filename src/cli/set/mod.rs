@@ -4,7 +4,9 @@ use super::context::Context;
 use super::output;
 use crate::control::json_path;
 use crate::error::Result;
-use crate::set::Set;
+use crate::set::{Set, SetStore};
+use crate::vault::VaultEntry;
+
 #[cfg(feature = "azure")]
 mod create;
 
@@ -51,7 +53,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let sets = sets()?;
             let all = sets.list()?;
             if output.json() {
-                return output::json(&all.iter().map(Set::to_json).collect::<Vec<_>>());
+                return output::json(&all.iter().map(|set| to_json(&sets, set)).collect::<Result<Vec<_>>>()?);
             }
             let mut rows = Vec::new();
             for set in &all {
@@ -64,8 +66,9 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let sets = sets()?;
             let set = sets.by_name(&args.name)?;
             let disks = sets.containers(Some(set.id))?;
+            let vault = elsewhere(&sets, &set)?;
             if args.output.json() {
-                let mut value = set.to_json();
+                let mut value = to_json(&sets, &set)?;
                 value["disks"] = disks
                     .iter()
                     .map(|d| serde_json::json!({ "uuid": d.uuid, "path": json_path::value(&d.path), "kids": d.kids }))
@@ -75,7 +78,16 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             output::fields(&[
                 ("name", set.name.clone()),
                 ("id", set.id.to_string()),
-                ("identity", set.identity.to_string()),
+                (
+                    "vault",
+                    vault
+                        .as_ref()
+                        .map_or_else(|| "local".into(), |v| format!("{} at {}", v.name, v.endpoint)),
+                ),
+                (
+                    "identity",
+                    vault.as_ref().map_or_else(|| set.identity.to_string(), |v| v.credential.to_string()),
+                ),
                 ("key", set.key.clone()),
                 ("active version", set.active.version().to_owned()),
                 ("follows", if set.pinned { "this version" } else { "the latest version" }.to_owned()),
@@ -89,4 +101,22 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The vault of a set whose key is not in the embedded one.
+fn elsewhere(sets: &SetStore, set: &Set) -> Result<Option<VaultEntry>> {
+    Ok(sets.vaults()?.into_iter().find(|entry| entry.id == set.vault))
+}
+
+/// As the set has it; an identity elsewhere was not made for the set, and its id may be known to its vault only.
+fn to_json(sets: &SetStore, set: &Set) -> Result<serde_json::Value> {
+    let mut value = set.to_json();
+    if let Some(entry) = elsewhere(sets, set)? {
+        value["properties"]["activeKey"]["sourceVault"]["id"] = entry.endpoint.url().into();
+        value["identity"]["type"] = "UserAssigned".into();
+        if set.identity.is_nil() {
+            value["identity"]["principalId"] = serde_json::Value::Null;
+        }
+    }
+    Ok(value)
 }

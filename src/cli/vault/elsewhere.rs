@@ -163,23 +163,24 @@ impl Add {
         if secret.is_some() && self.credential != Kind::ClientSecret {
             return Err(usage("a secret is for --credential client-secret only"));
         }
-        // Our own server knows one directory only, whatever it is called.
-        let tenant = self.tenant.clone().or_else(|| self.local_server.then(|| LOCAL.to_owned()));
-        let client_id = self.client_id.clone();
+        let (tenant, client_id) = (self.tenant.clone(), self.client_id.clone());
         Ok(match self.credential {
             Kind::ManagedIdentity => Credential::ManagedIdentity { client_id },
             Kind::WorkloadIdentity => Credential::WorkloadIdentity { tenant, client_id },
             Kind::AzureCli => Credential::AzureCli { tenant },
-            Kind::ClientSecret => match (tenant, client_id, secret) {
-                (Some(tenant), Some(client_id), Some(secret)) => {
-                    Credential::ClientSecret { tenant, client_id, secret }
+            // Our own server knows one directory only, whatever it is called.
+            Kind::ClientSecret => {
+                match (tenant.or_else(|| self.local_server.then(|| LOCAL.to_owned())), client_id, secret) {
+                    (Some(tenant), Some(client_id), Some(secret)) => {
+                        Credential::ClientSecret { tenant, client_id, secret }
+                    }
+                    _ => {
+                        return Err(usage(
+                            "client-secret: give --tenant, --client-id, and --secret-file or --secret-credential",
+                        ));
+                    }
                 }
-                _ => {
-                    return Err(usage(
-                        "client-secret: give --tenant, --client-id, and --secret-file or --secret-credential",
-                    ));
-                }
-            },
+            }
         })
     }
 }
@@ -297,7 +298,7 @@ fn test(context: &Context, args: &Test) -> Result<()> {
     }
     tell(&vault, &report, args.output)?;
     let failed = report.checks.into_iter().find_map(|(_, outcome)| outcome.err());
-    failed.map_or(Ok(()), |e| Err(Error::from(e).hint("details are above; what works is not shown again")))
+    failed.map_or(Ok(()), |e| Err(e.into()))
 }
 
 /// "No such key" and "you may not look" come from a vault that was reached and knows us.
