@@ -22,6 +22,7 @@ from azure.identity import ClientSecretCredential, ManagedIdentityCredential
 from azure.keyvault.keys import (
     JsonWebKey, KeyClient, KeyOperation, KeyRotationLifetimeAction, KeyRotationPolicy, KeyRotationPolicyAction,
 )
+from azure.keyvault.keys._shared import http_challenge_cache
 from azure.keyvault.keys.crypto import CryptographyClient, EncryptionAlgorithm, KeyWrapAlgorithm, SignatureAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
@@ -96,6 +97,7 @@ def jwk(private):
 
 
 def unauthenticated():
+    http_challenge_cache.clear()  # one for the whole process
     officer = keys("officer")
     officer.get_key(name("kek"))
     assert sent("GET", "/keys/" + name("kek") + "/", 401) == 1, "no challenge first"
@@ -196,8 +198,8 @@ def sign():
     worker = crypto(keys("officer").get_key(name("mine")), "worker")
     for bits, hashed in ((256, hashes.SHA256()), (384, hashes.SHA384()), (512, hashes.SHA512())):
         digest = hashlib.new(f"sha{bits}", b"a text").digest()
-        for kind, pad in (("rs", padding.PKCS1v15()), ("ps", padding.PSS(padding.MGF1(hashed), bits // 8))):
-            algorithm = SignatureAlgorithm[f"{kind}{bits}"]
+        for kind, pad in (("RS", padding.PKCS1v15()), ("PS", padding.PSS(padding.MGF1(hashed), bits // 8))):
+            algorithm = SignatureAlgorithm(f"{kind}{bits}")
             signature = worker.sign(algorithm, digest).signature
             MINE.public_key().verify(signature, digest, pad, utils.Prehashed(hashed))
             assert worker.verify(algorithm, digest, signature).is_valid

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{AccessToken, Secret, TokenCredential, TokenRequestOptions};
 use azure_core::error::ErrorKind;
-use azure_core::http::{AsyncRawResponse, ClientOptions, HttpClient, Request, Transport, new_http_client};
+use azure_core::http::{
+    AsyncRawResponse, ClientOptions, HttpClient, Request, RetryOptions, Transport, new_http_client,
+};
 use azure_core::time::{Duration, OffsetDateTime};
 use azure_identity::{
     ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential,
@@ -18,7 +20,8 @@ use azure_identity::{
 };
 use azure_security_keyvault_keys::models::{
     CreateKeyParameters, EncryptionAlgorithm, ImportKeyParameters, JsonWebKey, Key, KeyAttributes,
-    KeyClientListKeyPropertiesVersionsOptions, KeyOperationParameters, KeyType, UpdateKeyPropertiesParameters,
+    KeyClientListKeyPropertiesVersionsOptions, KeyOperationParameters, KeyType,
+    UpdateKeyPropertiesParameters,
 };
 use azure_security_keyvault_keys::{KeyClient, KeyClientOptions, ResourceExt};
 use futures::TryStreamExt;
@@ -49,7 +52,11 @@ fn the_official_rust_sdk_works() {
         return crate::steps::all_passed(steps());
     };
     let plan = serde_json::from_slice(&std::fs::read(plan).expect("a plan")).expect("JSON");
-    let suite = Suite { plan, sent: Arc::new(Mutex::new(Vec::new())), mine: rsa::PrivateKey::new(&mut getrandom::SysRng, 2048).expect("an RSA key") };
+    let suite = Suite {
+        plan,
+        sent: Arc::new(Mutex::new(Vec::new())),
+        mine: rsa::PrivateKey::new(&mut getrandom::SysRng, 2048).expect("an RSA key"),
+    };
     let untrusted = suite.plan.untrusted;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     println!(); // libtest has begun a line
@@ -110,14 +117,17 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T>, status: u16, code: 
         panic!("no answer of the vault: {error:?}");
     };
     let body: Value = serde_json::from_slice(raw.body()).expect("a JSON body");
-    let said = (u16::from(*found), body["error"]["code"].as_str(), body["error"]["innererror"]["code"].as_str());
+    let said =
+        (u16::from(*found), body["error"]["code"].as_str(), body["error"]["innererror"]["code"].as_str());
     assert_eq!(said, (status, Some(code), inner), "{body}");
 }
 
 impl Suite {
     pub(crate) fn options(&self) -> ClientOptions {
         let recorder = Recorder(new_http_client(None), Arc::clone(&self.sent));
-        ClientOptions { transport: Some(Transport::new(Arc::new(recorder))), ..ClientOptions::default() }
+        let transport = Some(Transport::new(Arc::new(recorder)));
+        // By default it tries for a minute, also when it trusts nobody.
+        ClientOptions { transport, retry: RetryOptions::none(), ..ClientOptions::default() }
     }
 
     pub(crate) fn credential(&self, identity: &str) -> Arc<dyn TokenCredential> {
@@ -190,20 +200,36 @@ impl Suite {
 
     pub(crate) async fn switch(&self, name: &str, enabled: bool) -> Result<Key> {
         let attributes = KeyAttributes { enabled: Some(enabled), ..Default::default() };
-        self.change(name, UpdateKeyPropertiesParameters { key_attributes: Some(attributes), ..Default::default() })
-            .await
+        self.change(
+            name,
+            UpdateKeyPropertiesParameters { key_attributes: Some(attributes), ..Default::default() },
+        )
+        .await
     }
 
-    pub(crate) async fn wrap_with(&self, client: &KeyClient, name: &str, alg: &EncryptionAlgorithm, dek: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) async fn wrap_with(
+        &self,
+        client: &KeyClient,
+        name: &str,
+        alg: &EncryptionAlgorithm,
+        dek: &[u8],
+    ) -> Result<Vec<u8>> {
         let body = parameters(alg, dek);
         let answer = client.wrap_key(name, body.try_into()?, None).await?.into_model()?;
         Ok(answer.result.expect("a value"))
     }
 
-    pub(crate) async fn unwrap_with(&self, client: &KeyClient, key: &Key, alg: &EncryptionAlgorithm, wrapped: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) async fn unwrap_with(
+        &self,
+        client: &KeyClient,
+        key: &Key,
+        alg: &EncryptionAlgorithm,
+        wrapped: &[u8],
+    ) -> Result<Vec<u8>> {
         let id = key.resource_id()?;
         let version = id.version.expect("a version");
-        let answer = client.unwrap_key(&id.name, &version, parameters(alg, wrapped).try_into()?, None).await?;
+        let answer =
+            client.unwrap_key(&id.name, &version, parameters(alg, wrapped).try_into()?, None).await?;
         Ok(answer.into_model()?.result.expect("a value"))
     }
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use azure_core::time::{Duration, OffsetDateTime};
 use azure_security_keyvault_keys::ResourceExt;
 use azure_security_keyvault_keys::models::{
-    CreateKeyParameters, EncryptionAlgorithm, GetRandomBytesParameters, KeyAttributes, KeyClientGetKeyOptions,
-    KeyClientListDeletedKeyPropertiesOptions, KeyClientListKeyPropertiesOptions, KeyClientSignOptions,
-    KeyOperation, KeyRotationPolicy, KeyRotationPolicyAction, KeyRotationPolicyAttributes, KeyType, LifetimeAction,
-    LifetimeActionTrigger, LifetimeActionType, ReleaseParameters, RestoreKeyParameters, SignParameters,
-    SignatureAlgorithm, UpdateKeyPropertiesParameters, VerifyParameters,
+    CreateKeyParameters, EncryptionAlgorithm, GetRandomBytesParameters, KeyAttributes,
+    KeyClientGetKeyOptions, KeyClientListDeletedKeyPropertiesOptions, KeyClientListKeyPropertiesOptions,
+    KeyClientSignOptions, KeyOperation, KeyRotationPolicy, KeyRotationPolicyAction,
+    KeyRotationPolicyAttributes, KeyType, LifetimeAction, LifetimeActionTrigger, LifetimeActionType,
+    ReleaseParameters, RestoreKeyParameters, SignParameters, SignatureAlgorithm,
+    UpdateKeyPropertiesParameters, VerifyParameters,
 };
 use futures::TryStreamExt;
 
@@ -66,7 +67,8 @@ impl Suite {
         };
         let officer = self.keys("officer");
         let key = officer.create_key(&self.name("kek"), new.try_into()?, None).await?.into_model()?;
-        let (jwk, attributes) = (key.key.clone().expect("a key"), key.attributes.clone().expect("attributes"));
+        let (jwk, attributes) =
+            (key.key.clone().expect("a key"), key.attributes.clone().expect("attributes"));
         assert_eq!((jwk.kty, jwk.e), (Some(KeyType::Rsa), Some(vec![1, 0, 1])));
         assert_eq!((jwk.n.map(|n| n.len()), jwk.key_ops.map(|o| o.len())), (Some(256), Some(6)));
         assert_eq!((attributes.enabled, attributes.expires), (Some(true), Some(expires)));
@@ -103,8 +105,10 @@ impl Suite {
         let latest = self.latest(&self.name("kek")).await?;
         let id = latest.resource_id()?;
         assert!(id.source_id.starts_with(&format!("{}/keys/", self.plan.url)), "{id:?}");
-        let at =
-            |version: &str| KeyClientGetKeyOptions { key_version: Some(version.to_owned()), ..Default::default() };
+        let at = |version: &str| KeyClientGetKeyOptions {
+            key_version: Some(version.to_owned()),
+            ..Default::default()
+        };
         let version = at(&id.version.expect("a version"));
         let again = officer.get_key(&id.name, Some(version)).await?.into_model()?;
         assert_eq!(again.resource_id()?.source_id, id.source_id);
@@ -328,7 +332,8 @@ impl Suite {
         let key = self.latest(&name).await?;
         let gone = officer.delete_key(&name, None).await?.into_model()?;
         assert!(gone.recovery_id.expect("an id").ends_with(&format!("/deletedkeys/{name}")));
-        let (deleted, purge) = (gone.deleted_date.expect("a date"), gone.scheduled_purge_date.expect("a date"));
+        let (deleted, purge) =
+            (gone.deleted_date.expect("a date"), gone.scheduled_purge_date.expect("a date"));
         assert_eq!((purge - deleted).whole_days(), 90);
         let read = officer.get_deleted_key(&name, None).await?.into_model()?;
         assert_eq!(read.resource_id()?.source_id, key.resource_id()?.source_id);
@@ -395,7 +400,8 @@ impl Suite {
             let answer = officer.create_key(&self.name("no"), new.try_into()?, None).await;
             refused(answer, 400, "BadParameter", None);
         }
-        let body = ReleaseParameters { target_attestation_token: Some("a token".into()), ..Default::default() };
+        let body =
+            ReleaseParameters { target_attestation_token: Some("a token".into()), ..Default::default() };
         refused(officer.release(&name, body.try_into()?, None).await, 400, "BadParameter", None);
         refused(officer.get_key_attestation(&name, None).await, 400, "BadParameter", None);
         Ok(())

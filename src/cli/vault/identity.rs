@@ -353,6 +353,7 @@ pub(super) fn env(context: &Context, args: &Env) -> Result<()> {
     let vault = context.existing()?.vault;
     let call = vault.admin("vault env");
     let identity = vault.find_identity(&args.identity, &call)?;
+    let tenant = vault.settings()?.tenant_id;
     let ca = args.ca.as_deref().map(crate::cli::context::absolute).transpose()?;
     for text in [&args.url, &args.token_url] {
         let clean =
@@ -371,7 +372,7 @@ pub(super) fn env(context: &Context, args: &Env) -> Result<()> {
     let made = vault
         .add_credential(identity.oid, CredentialKind::IdentityHeader, None, None, &call)
         .map_err(Error::from)
-        .and_then(|secret| write_env(&mut file, args, ca.as_deref(), &identity, &secret));
+        .and_then(|secret| write_env(&mut file, args, ca.as_deref(), (tenant, &identity), &secret));
     if made.is_err() {
         let _ = std::fs::remove_file(&args.out);
     }
@@ -382,7 +383,7 @@ fn write_env(
     file: &mut std::fs::File,
     args: &Env,
     ca: Option<&Path>,
-    identity: &Identity,
+    (tenant, identity): (uuid::Uuid, &Identity),
     header: &SecretBytes,
 ) -> Result<()> {
     let mut lines = SecretBytes::zeroed(8192)?;
@@ -394,6 +395,7 @@ fn write_env(
         put("KV_URL", args.url.as_bytes())?;
         put("IDENTITY_ENDPOINT", args.token_url.as_bytes())?;
         put("IDENTITY_HEADER", header.expose())?;
+        put("AZURE_TENANT_ID", tenant.to_string().as_bytes())?;
         put("AZURE_CLIENT_ID", identity.client_id.to_string().as_bytes())?;
         if let Some(ca) = ca {
             for name in ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
