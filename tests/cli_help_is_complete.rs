@@ -114,6 +114,7 @@ vault rotate-root-key
 vault seal
 vault serve
 vault test
+vault update
 volume-key";
 
 #[test]

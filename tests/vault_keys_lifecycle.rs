@@ -82,7 +82,7 @@ fn a_key_is_made_as_asked_and_changed_as_asked() {
     };
     let made = s.vault.create_key("app", &new, &s.call).unwrap();
     assert_eq!((made.bits, made.enabled, made.not_before, made.expires), (2048, false, Some(10), Some(20)));
-    assert_eq!(made.operations, [KeyOperation::Sign, KeyOperation::Verify]);
+    assert_eq!(made.operations, [KeyOperation::Verify, KeyOperation::Sign], "each once, as they came");
     assert_eq!((made.tags.len(), made.e.as_slice(), made.n.len()), (1, &[1, 0, 3][..], 256));
     // What is absent stays.
     let change = KeyUpdate { enabled: Some(true), expires: Some(30), ..KeyUpdate::default() };

@@ -231,7 +231,7 @@ fn policies_that_break_a_rule_are_refused_and_change_nothing() {
         let text = policy(actions, expiry);
         match s.set("kek", &text) {
             Err(Fail::Refused(refusal)) => {
-                assert_eq!((refusal.status, refusal.signature), (400, "BadParameter"), "{text}")
+                assert_eq!((refusal.status, refusal.signature), (400, "BadParameter"), "{text}");
             }
             other => panic!("{text}: {other:?}"),
         }

@@ -9,6 +9,7 @@ mod identity;
 mod root;
 #[cfg(feature = "serve")]
 mod serve;
+mod update;
 
 use super::context::Context;
 use super::{grant, output};
@@ -39,6 +40,7 @@ pub(super) enum Command {
     Env(identity::Env),
     Seal(root::Seal),
     RotateRootKey(root::Rotate),
+    Update(update::Update),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +70,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Env(args) => identity::env(context, args),
         Command::Seal(args) => root::seal(context, args),
         Command::RotateRootKey(args) => root::rotate(context, args),
+        Command::Update(args) => update::run(context, args),
     }
 }
 

@@ -211,8 +211,8 @@ impl RotationPolicy {
             }
         }
         let life = self.expiry.as_ref().map(Period::days);
-        if life.is_some_and(|days| days < LEAST_LIFE) {
-            return Err(bad(format!("expiryTime: found {life:?} days, allowed P{LEAST_LIFE}D or more")));
+        if let Some(days) = life.filter(|days| *days < LEAST_LIFE) {
+            return Err(bad(format!("expiryTime: found {days} days, allowed P{LEAST_LIFE}D or more")));
         }
         for LifetimeAction { trigger, action } in &self.actions {
             let (name, period) = trigger.parts();

@@ -34,7 +34,7 @@ impl LocalVault {
             task,
             call,
             |work| work.find_for_admin(&latest(name)),
-            |row| next_key(row),
+            next_key,
             |work, row, key| work.add_next(&row, &key),
         )
     }
