@@ -322,10 +322,14 @@ fn said(change: &KeyUpdate) -> String {
     said.join(", ")
 }
 
-/// Each once, in Azure's order.
+/// Each once, in the order given: Azure gives them back so.
 pub(super) fn ops_json(operations: &[KeyOperation]) -> String {
-    let names: Vec<_> =
-        KeyOperation::ALL.iter().filter(|op| operations.contains(op)).map(|op| op.name()).collect();
+    let mut names = Vec::new();
+    for name in operations.iter().map(|op| op.name()) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     serde_json::json!(names).to_string()
 }
 
