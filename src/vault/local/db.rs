@@ -5,7 +5,8 @@
 //! Invariants:
 //! 1. `vault.db` exists only complete: it is made as `vault.db.new` and renamed when it and `root.key` are on the medium.
 //! 2. A `root.key` is never overwritten or removed, unless `vault.db.new` shows that no vault ever stood on it.
-//! 3. Every connection has WAL, `synchronous=FULL`, foreign keys, `secure_delete` and a busy timeout of 5 s.
+//! 3. Every connection has WAL, `synchronous=FULL`, foreign keys, `secure_delete` and a busy timeout of 5 s
+//!    (operations wait for the medium in their own way: `durable`).
 
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;

@@ -19,6 +19,7 @@ mod backup;
 mod credentials;
 mod crypt;
 mod db;
+mod durable;
 mod grants;
 mod identities;
 mod import;
@@ -79,6 +80,7 @@ pub struct LocalVault {
     facts: Facts,
     admin: Uuid,
     db: Mutex<Db>,
+    durable: durable::Durable,
     sign_ins: Mutex<tokens::Brake>,
     unlock: Unlock,
 }
@@ -147,7 +149,15 @@ impl LocalVault {
             .query_row("SELECT oid FROM identity WHERE kind = 'admin'", [], |row| row.get::<_, String>(0))
             .and_then(|oid| uuid_of(&oid))
             .map_err(|e| db::sql(&e).at(&dir))?;
-        let vault = Self { dir, facts, admin, db: Mutex::new(db), sign_ins: Mutex::default(), unlock };
+        let vault = Self {
+            dir,
+            facts,
+            admin,
+            db: Mutex::new(db),
+            durable: durable::Durable::default(),
+            sign_ins: Mutex::default(),
+            unlock,
+        };
         vault.upkeep();
         Ok(vault)
     }

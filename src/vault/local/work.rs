@@ -3,15 +3,17 @@
 //! Must never see: RSA, SQL of keys or identities.
 //!
 //! Invariants:
-//! 1. The record is appended and committed before the answer leaves; a refusal's changes are undone.
+//! 1. The record is appended, committed and on the medium before the answer leaves; a refusal's changes are undone.
 //! 2. Work that takes long (RSA) holds no lock: rows are read, the work is done, and in the transaction that records it
 //!    the rows are read again. So what was disabled meanwhile is refused, whoever disabled it.
 
 use std::time::{Duration, Instant};
 
-use rusqlite::{Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::authz::{Caller, Permission};
+use super::db::DATABASE;
+use super::durable::relaxed;
 use super::refusal::{Fail, Refusal, Scene, transient};
 use super::seal::RootKey;
 use super::{Facts, LocalVault, audit, root_change};
@@ -77,7 +79,22 @@ impl LocalVault {
         body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
     ) -> Result<Result<T, Refusal>, Fail> {
         let mut db = self.current().map_err(Fail::Broken)?;
-        let tx = db.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let answer = relaxed(&mut db.conn, |conn| self.recorded(conn, started, task, call, body))?;
+        let ticket = self.durable.committed();
+        drop(db); // whoever is next need not wait for the medium
+        self.durable.wait(ticket, &self.dir.join(DATABASE)).map_err(Fail::Broken)?;
+        Ok(answer)
+    }
+
+    fn recorded<T>(
+        &self,
+        conn: &mut Connection,
+        started: Instant,
+        task: Task<'_>,
+        call: &Call,
+        body: impl FnOnce(&mut Work<'_>) -> Result<T, Fail>,
+    ) -> Result<Result<T, Refusal>, Fail> {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (root, facts) = self.root(&tx)?;
         let caller = Caller::load(&tx, call.identity)?;
         tx.execute_batch("SAVEPOINT body")?;
