@@ -17,7 +17,7 @@ fn announcement(state: &Path) -> String {
     let state = state.display();
     format!(
         "First use: made a key vault, the RSA-3072 key \"disk-kek\", and the set \"default\" whose identity may use it.\n\
-         Back up {state} now (vault.db and root.key together): without them no disk of this vault opens again.\n\
+         Back it up now (wrapdisk vault backup --file FILE): without {state} no disk of this vault opens again.\n\
          A disk opens without the vault only if it has a recovery passphrase (wrapdisk create --recovery-passphrase).\n\
          The vault lies on this machine: who can read {state} and a disk's file can read the disk.\n"
     )

@@ -52,6 +52,12 @@ fn commands() -> Vec<Vec<String>> {
 
 /// Every verb, sorted, one a line.
 const PROMISED: &str = "\
+audit
+audit archive
+audit export
+audit head
+audit list
+audit verify
 check
 completion
 create
@@ -94,6 +100,7 @@ status
 umount
 vault
 vault add
+vault backup
 vault env
 vault grant
 vault identity
@@ -109,6 +116,7 @@ vault identity show
 vault init
 vault list
 vault remove
+vault restore
 vault revoke
 vault rotate-root-key
 vault seal

@@ -50,7 +50,7 @@ fn the_first_command_makes_and_shows_a_disk() {
         "{script}\n test -f ./demo/disk.img\n test $(stat -c %s ./demo/disk.img) = 1073741824\n wrapdisk umount ./demo"
     ));
     assert!(ok, "{said}");
-    assert!(said.contains("demo/disk.img") && said.contains("Back up"), "{said}");
+    assert!(said.contains("demo/disk.img") && said.contains("Back it up"), "{said}");
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn vault_trouble(e: Error) -> Error {
 fn announce(made: &FirstUse) {
     output::note(&format!(
         "First use: made a key vault, the RSA-{bits} key \"{key}\", and the set \"{set}\" whose identity may use it.\n\
-         Back up {state} now (vault.db and root.key together): without them no disk of this vault opens again.\n\
+         Back it up now (wrapdisk vault backup --file FILE): without {state} no disk of this vault opens again.\n\
          A disk opens without the vault only if it has a recovery passphrase (wrapdisk create --recovery-passphrase).\n\
          The vault lies on this machine: who can read {state} and a disk's file can read the disk.",
         bits = made.key.bits,

@@ -58,7 +58,7 @@ struct What {
     #[arg(long, value_name = "LIST", value_parser = parse_permissions)]
     permissions: Option<Grant>,
 
-    /// \"crypto service encryption user\" (what a set's identity needs), \"crypto user\", \"crypto officer\" or \"auditor\"
+    /// "crypto service encryption user" (what a set's identity needs), "crypto user", "crypto officer" or "auditor"
     #[arg(long, value_parser = parse_role, conflicts_with = "permissions")]
     role: Option<Grant>,
 

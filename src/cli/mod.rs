@@ -10,6 +10,7 @@ use clap::{FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
 
+mod audit;
 mod check;
 mod context;
 mod create;
@@ -98,6 +99,8 @@ enum Command {
     Vault(vault::Command),
     Grant(grant::GrantSet),
     Revoke(grant::RevokeSet),
+    #[command(subcommand)]
+    Audit(audit::Command),
     Completion(generate::CompletionArgs),
     #[command(subcommand, hide = true)]
     Generate(generate::Command),
@@ -174,6 +177,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Vault(command) => vault::run(&context, &command),
         Command::Grant(args) => grant::grant_set(&context, &args),
         Command::Revoke(args) => grant::revoke_set(&context, &args),
+        Command::Audit(command) => audit::run(&context, &command),
         Command::Completion(args) => generate::completion(&args),
         Command::Generate(command) => generate::run(&command),
     };

@@ -97,6 +97,21 @@ impl SetStore {
         Ok(Self { db: Mutex::new(db::open(&path)?), path })
     }
 
+    /// A copy as of this moment, for a backup: `sets.db` in a folder of its own, which is gone when dropped.
+    ///
+    /// # Errors
+    /// `Busy`, `NoSpace`, `Io`.
+    pub fn snapshot(&self) -> Result<tempfile::TempDir> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let scratch = tempfile::Builder::new().prefix(".backup-").tempdir_in(folder); // 0700
+        let scratch = scratch.map_err(|e| Error::io("make a folder", e).at(folder))?;
+        let copy = scratch.path().join("sets.db");
+        lock(&self.db)
+            .execute("VACUUM INTO ?1", [copy.to_string_lossy()])
+            .map_err(|e| db::failure(&self.path, "copy", &e))?;
+        Ok(scratch)
+    }
+
     /// Adds a set under a new id.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ pub(in crate::cli) struct Add {
     #[arg(long, conflicts_with = "secret_file")]
     generate_secret: bool,
 
-    /// Take the client secret from FILE (\"-\": standard input)
+    /// Take the client secret from FILE ("-": standard input)
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
@@ -141,7 +141,7 @@ pub(in crate::cli) struct AddCredential {
     #[arg(long, default_value = "client-secret", value_parser = parse_kind)]
     kind: CredentialKind,
 
-    /// Take the secret from FILE (\"-\": standard input)
+    /// Take the secret from FILE ("-": standard input)
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 

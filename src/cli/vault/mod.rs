@@ -10,6 +10,7 @@ mod root;
 #[cfg(feature = "serve")]
 mod serve;
 mod update;
+mod whole;
 
 use super::context::Context;
 use super::{grant, output};
@@ -26,7 +27,7 @@ Examples:
   wrapdisk vault identity add backup-agent --generate-secret
   wrapdisk vault grant backup-agent --permissions get,unwrapKey --key disk-kek")]
 pub(super) enum Command {
-    /// Make an empty key vault; without it, the first `create` makes one named \"default\"
+    /// Make an empty key vault; without it, the first `create` makes one named "default"
     Init(Init),
     #[cfg(feature = "serve")]
     Serve(serve::Serve),
@@ -41,6 +42,8 @@ pub(super) enum Command {
     Seal(root::Seal),
     RotateRootKey(root::Rotate),
     Update(update::Update),
+    Backup(whole::Backup),
+    Restore(whole::Restore),
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,6 +74,8 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Seal(args) => root::seal(context, args),
         Command::RotateRootKey(args) => root::rotate(context, args),
         Command::Update(args) => update::run(context, args),
+        Command::Backup(args) => whole::backup(context, args),
+        Command::Restore(args) => whole::restore(context, args),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::vault::local::{CREDENTIAL, Cost, NewSeal, SealMethod};
 Examples:
   wrapdisk vault seal                                       how it is now
   wrapdisk vault seal --method passphrase
-  wrapdisk vault seal --method systemd-credential --credential-file /etc/wrapdisk/root.cred --encrypt
+  wrapdisk vault seal --method systemd-credential --credential-file root.cred --encrypt
   wrapdisk vault seal --method file --vault-passphrase-file old.txt
 
 A unit that opens the vault needs one of
@@ -31,7 +31,7 @@ pub(in crate::cli) struct Seal {
     #[arg(long, value_enum)]
     method: Option<Method>,
 
-    /// With passphrase: the new one, in FILE (\"-\": standard input); asked for on the terminal otherwise
+    /// With passphrase: the new one, in FILE ("-": standard input); asked for on the terminal otherwise
     #[arg(long, value_name = "FILE")]
     new_passphrase_file: Option<PathBuf>,
 

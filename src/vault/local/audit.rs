@@ -18,28 +18,18 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::refusal::{Fail, from_sqlite};
+use super::refusal::Fail;
 use super::seal::RootKey;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::vault::Origin;
 
 const CHAIN_DOMAIN: &[u8] = b"wrapdisk audit v1";
 const HEAD_DOMAIN: &[u8] = b"wrapdisk audit head v1";
+const START_DOMAIN: &[u8] = b"wrapdisk audit start v1";
+/// A head is told to the journal at every so many records, and at the first of a day.
+const TELL_EVERY: u64 = 1000;
 
-type Hash = [u8; 32];
-
-/// Which records to list.
-#[derive(Clone, Debug, Default)]
-pub struct AuditFilter {
-    /// Only records after this number.
-    pub after: u64,
-    /// Only this `operationName`, compared without case.
-    pub operation: Option<String>,
-    /// Only calls in this identity's name.
-    pub identity: Option<Uuid>,
-    /// Only the last so many of what is left.
-    pub last: Option<usize>,
-}
+pub(super) type Hash = [u8; 32];
 
 /// One record.
 #[derive(Clone, Debug)]
@@ -67,10 +57,17 @@ pub struct AuditHead {
     pub hash: Hash,
 }
 
+impl AuditHead {
+    /// The hash in hex.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        self.hash.iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
 impl std::fmt::Display for AuditHead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ", self.seq)?;
-        self.hash.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        write!(f, "{} {}", self.seq, self.hex())
     }
 }
 
@@ -151,29 +148,47 @@ impl Event<'_> {
 /// The API whose records these look like.
 const API_VERSION: &str = "2025-07-01";
 
-/// Appends a record; part of the caller's transaction.
+/// Appends a record; part of the caller's transaction. A head comes back when it is time to tell one to the journal.
 pub(super) fn append(
     db: &Connection,
     root: &RootKey,
     vault: &Uuid,
     event: &Event<'_>,
-) -> std::result::Result<(), Fail> {
+) -> std::result::Result<Option<AuditHead>, Fail> {
     let head = Head::load(db)?;
-    let last = last_record(db)?;
+    let (last, day) = last_record(db)?;
     let broken = match &head {
         Some(head) if head.broken != 0 => head.broken,
         Some(head) if root.audit_mac_is(&head.message(vault), &head.mac)? && head.is_at(&last) => 0,
-        None if last.seq == 0 => 0,
+        None if last == Link::BEGINNING => 0,
         _ => last.seq + 1,
     };
     let seq = last.seq + 1;
     let record = event.to_json();
-    let hash = chain(&last.hash, seq, &record);
+    let hash = chain(&last.hash, seq, record.as_bytes());
     db.prepare_cached("INSERT INTO audit (seq, record, prev_hash, hash) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![seq, record, last.hash, hash])?;
     let mut new = Head { seq, hash, broken, mac: [0; 32] };
     new.mac = root.audit_mac(&new.message(vault))?;
-    new.store(db)
+    new.store(db)?;
+    let time_to_tell = seq.is_multiple_of(TELL_EVERY) || record.get(DATE) != Some(&day);
+    Ok(time_to_tell.then_some(AuditHead { seq, hash }))
+}
+
+/// Tells the head to the journal, which whoever edits the database later may not reach. Nobody listening is no failure.
+pub(super) fn tell(head: &AuditHead, vault: &Uuid) {
+    let text = format!("audit head of vault {vault}: {head}");
+    log::info!("{text}");
+    tell_to(std::path::Path::new("/dev/log"), &text);
+}
+
+fn tell_to(socket: &std::path::Path, text: &str) {
+    /// Facility authpriv, level info (RFC 5424).
+    const PRIORITY: u8 = 10 * 8 + 6;
+    let line = format!("<{PRIORITY}>wrapdisk[{}]: {text}", std::process::id());
+    if let Ok(sender) = std::os::unix::net::UnixDatagram::unbound() {
+        let _ = sender.set_nonblocking(true).and_then(|()| sender.send_to(line.as_bytes(), socket));
+    }
 }
 
 /// Puts the head's MAC under the next root key; part of its rotation. A head that was not ours stays one that was not.
@@ -183,7 +198,7 @@ pub(super) fn resign(
     next: &RootKey,
     vault: &Uuid,
 ) -> std::result::Result<(), Fail> {
-    let last = last_record(db)?;
+    let (last, _) = last_record(db)?;
     let found = Head::load(db)?;
     let ours = match &found {
         Some(head) => old.audit_mac_is(&head.message(vault), &head.mac)? && head.is_at(&last),
@@ -195,105 +210,74 @@ pub(super) fn resign(
     };
     let mut head = Head { seq: last.seq, hash: last.hash, broken, mac: [0; 32] };
     head.mac = next.audit_mac(&head.message(vault))?;
-    head.store(db)
-}
-
-/// Records in order.
-pub(super) fn list(db: &Connection, filter: &AuditFilter) -> rusqlite::Result<Vec<AuditRecord>> {
-    let mut query = db.prepare_cached(
-        "SELECT seq, record FROM audit
-          WHERE seq > ?1
-            AND (?2 IS NULL OR record ->> '$.operationName' = ?2 COLLATE NOCASE)
-            AND (?3 IS NULL OR record ->> '$.identity.claim.oid' = ?3)
-          ORDER BY seq DESC LIMIT ?4",
-    )?;
-    let after = i64::try_from(filter.after).unwrap_or(i64::MAX);
-    let last = filter.last.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX)); // SQLite: negative = all
-    let mut records = query
-        .query_map(params![after, filter.operation, filter.identity.map(|id| id.to_string()), last], |row| {
-            Ok(AuditRecord { seq: row.get(0)?, json: row.get(1)? })
-        })?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    records.reverse();
-    Ok(records)
-}
-
-/// Recomputes the whole chain; `kept` is a head that was put away earlier.
-///
-/// # Errors
-/// `Damaged`: what was found broken, and where. `Unreachable`: the database did not answer.
-pub(super) fn verify(
-    db: &Connection,
-    root: &RootKey,
-    vault: &Uuid,
-    kept: Option<&AuditHead>,
-) -> Result<AuditHead> {
-    let sql = |e: rusqlite::Error| Error::from(from_sqlite(&e));
-    let last = verify_records(db, kept).map_err(sql)??;
-    let head = Head::load(db).map_err(sql)?.ok_or_else(|| broken("its head is missing"))?;
-    if !root.audit_mac_is(&head.message(vault), &head.mac)? {
-        return Err(broken("its head was not written with this vault's root key"));
+    head.store(db)?;
+    match Start::load(db)? {
+        // One that is not ours is left as it is, and found.
+        Some(start) if start.is_ours(old, vault)? => Start::store(db, start.at, next, vault),
+        _ => Ok(()),
     }
-    if !head.is_at(&last) {
-        return Err(broken(format!("it ends at record {}, its head says {}", last.seq, head.seq)));
-    }
-    if head.broken != 0 {
-        return Err(broken(format!("a writer found it broken before record {}", head.broken)));
-    }
-    Ok(AuditHead { seq: last.seq, hash: last.hash })
 }
 
-/// The outer result is the database's, the inner one the chain's.
-fn verify_records(db: &Connection, kept: Option<&AuditHead>) -> rusqlite::Result<Result<Link>> {
-    let mut last = Link { seq: 0, hash: [0; 32] };
-    let mut kept_seen = kept.is_none();
-    let mut query = db.prepare("SELECT seq, record, prev_hash, hash FROM audit ORDER BY seq")?;
-    let mut rows = query.query([])?;
-    while let Some(row) = rows.next()? {
-        let (seq, record): (u64, String) = (row.get(0)?, row.get(1)?);
-        let (prev, hash): (Hash, Hash) = (row.get(2)?, row.get(3)?);
-        if seq != last.seq + 1 {
-            return Ok(Err(broken(format!("after record {} comes {seq}", last.seq))));
-        }
-        if prev != last.hash || hash != chain(&last.hash, seq, &record) {
-            return Ok(Err(broken(format!(
-                "record {seq} does not have its hash: it, or its place, was changed"
-            ))));
-        }
-        if let Some(k) = kept.filter(|k| k.seq == seq) {
-            if k.hash != hash {
-                return Ok(Err(broken(format!("record {seq} is not the one of the head kept elsewhere"))));
-            }
-            kept_seen = true;
-        }
-        last = Link { seq, hash };
-    }
-    if !kept_seen {
-        return Ok(Err(broken(format!("it ends at record {}, before the head kept elsewhere", last.seq))));
-    }
-    Ok(Ok(last))
+/// A place in the chain: a record, or the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) seq: u64,
+    pub(super) hash: Hash,
 }
 
-fn broken(found: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Damaged, format!("the audit chain is broken: {found}"))
-        .hint("somebody edited vault.db, or it is damaged: keep a copy of it, and compare with a backup or an export")
+impl Link {
+    /// Before the first record ever.
+    pub(super) const BEGINNING: Self = Self { seq: 0, hash: [0; 32] };
 }
 
-struct Link {
-    seq: u64,
-    hash: Hash,
-}
-
-struct Head {
-    seq: u64,
-    hash: Hash,
+pub(super) struct Head {
+    pub(super) seq: u64,
+    pub(super) hash: Hash,
     /// 0, or the first record that was written onto a broken chain.
-    broken: u64,
+    pub(super) broken: u64,
+    pub(super) mac: Hash,
+}
+
+/// Behind which record the chain begins, once a part was archived.
+pub(super) struct Start {
+    pub(super) at: Link,
     mac: Hash,
 }
 
+impl Start {
+    pub(super) fn load(db: &Connection) -> rusqlite::Result<Option<Self>> {
+        db.prepare_cached("SELECT seq, hash, mac FROM audit_start")?
+            .query_row([], |row| {
+                Ok(Self { at: Link { seq: row.get(0)?, hash: row.get(1)? }, mac: row.get(2)? })
+            })
+            .optional()
+    }
+
+    pub(super) fn is_ours(&self, root: &RootKey, vault: &Uuid) -> Result<bool> {
+        root.audit_mac_is(&Self::message(self.at, vault), &self.mac)
+    }
+
+    pub(super) fn store(
+        db: &Connection,
+        at: Link,
+        root: &RootKey,
+        vault: &Uuid,
+    ) -> std::result::Result<(), Fail> {
+        let mac = root.audit_mac(&Self::message(at, vault))?;
+        db.execute(
+            "INSERT OR REPLACE INTO audit_start (one, seq, hash, mac) VALUES (1, ?1, ?2, ?3)",
+            params![at.seq, at.hash, mac],
+        )?;
+        Ok(())
+    }
+
+    fn message(at: Link, vault: &Uuid) -> Vec<u8> {
+        [START_DOMAIN, vault.as_bytes(), &at.seq.to_be_bytes(), &at.hash].concat()
+    }
+}
+
 impl Head {
-    fn load(db: &Connection) -> rusqlite::Result<Option<Self>> {
+    pub(super) fn load(db: &Connection) -> rusqlite::Result<Option<Self>> {
         db.prepare_cached("SELECT seq, hash, broken_seq, mac FROM audit_head")?
             .query_row([], |row| {
                 Ok(Self { seq: row.get(0)?, hash: row.get(1)?, broken: row.get(2)?, mac: row.get(3)? })
@@ -309,7 +293,7 @@ impl Head {
         Ok(())
     }
 
-    fn message(&self, vault: &Uuid) -> Vec<u8> {
+    pub(super) fn message(&self, vault: &Uuid) -> Vec<u8> {
         let mut m = HEAD_DOMAIN.to_vec();
         m.extend_from_slice(vault.as_bytes());
         m.extend_from_slice(&self.seq.to_be_bytes());
@@ -318,26 +302,55 @@ impl Head {
         m
     }
 
-    fn is_at(&self, last: &Link) -> bool {
+    pub(super) fn is_at(&self, last: &Link) -> bool {
         self.seq == last.seq && self.hash == last.hash
     }
 }
 
-fn last_record(db: &Connection) -> rusqlite::Result<Link> {
-    Ok(db
-        .prepare_cached("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")?
-        .query_row([], |row| Ok(Link { seq: row.get(0)?, hash: row.get(1)? }))
-        .optional()?
-        .unwrap_or(Link { seq: 0, hash: [0; 32] }))
+/// Where `{"time":"2026-11-24T...` has its date: the time is the first member of every record.
+const DATE: std::ops::Range<usize> = 9..19;
+
+/// The last record, and its date.
+fn last_record(db: &Connection) -> rusqlite::Result<(Link, String)> {
+    let last = db
+        .prepare_cached("SELECT seq, hash, substr(record, 10, 10) FROM audit ORDER BY seq DESC LIMIT 1")?
+        .query_row([], |row| Ok((Link { seq: row.get(0)?, hash: row.get(1)? }, row.get(2)?)))
+        .optional()?;
+    match last {
+        Some(last) => Ok(last),
+        None => Ok((Start::load(db)?.map_or(Link::BEGINNING, |start| start.at), String::new())),
+    }
 }
 
-fn chain(prev: &Hash, seq: u64, record: &str) -> Hash {
-    let len = u32::try_from(record.len()).expect("a record is a few kilobytes");
+pub(super) fn chain(prev: &Hash, seq: u64, record: &[u8]) -> Hash {
+    // Ours are a few kilobytes; whatever somebody put there is hashed as it is.
+    let len = u32::try_from(record.len()).unwrap_or(u32::MAX);
     let mut h = Sha256::new();
     h.update(CHAIN_DOMAIN);
     h.update(prev);
     h.update(seq.to_be_bytes());
     h.update(len.to_be_bytes());
-    h.update(record.as_bytes());
+    h.update(record);
     h.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_reaches_the_journal_s_socket_and_nobody_there_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        tell_to(&path, "nobody");
+        let journal = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        tell_to(&path, "audit head of vault v: 1000 00ff");
+        let mut line = [0; 256];
+        let len = journal.recv(&mut line).unwrap();
+        let line = String::from_utf8_lossy(&line[..len]);
+        assert!(
+            line.starts_with("<86>wrapdisk[") && line.ends_with("]: audit head of vault v: 1000 00ff"),
+            "{line}"
+        );
+    }
 }

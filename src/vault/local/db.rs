@@ -9,7 +9,7 @@
 //!    (operations wait for the medium in their own way: `durable`).
 
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
@@ -83,47 +83,96 @@ impl Db {
     }
 }
 
+/// A vault that is being made or restored: the folder's lock, and `vault.db.new`, whose presence says so.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    dir: PathBuf,
+    folder: nix::fcntl::Flock<std::fs::File>,
+    pub(super) unfinished: PathBuf,
+    pub(super) root: PathBuf,
+}
+
+impl Fresh {
+    /// # Errors
+    /// `Exists`, `Busy`, or the folder cannot be written.
+    pub(super) fn begin(dir: &Path) -> Result<Self> {
+        Dirs::ensure(dir)?;
+        // Two first uses at the same time: one makes the vault, the other waits here and then finds it.
+        let folder = Dirs::lock(dir)?;
+        let (database, unfinished, root) = (dir.join(DATABASE), dir.join(UNFINISHED), dir.join(ROOT_KEY));
+        if exists(&database)? {
+            return Err(Error::new(ErrorKind::Exists, "there is a vault already").at(&database));
+        }
+        let fresh = Self { dir: dir.to_owned(), folder, unfinished, root };
+        if exists(&fresh.unfinished)? {
+            // Somebody was killed in here. No vault.db was ever completed, so nothing hangs on this root key.
+            fresh.clear()?;
+        }
+        if exists(&fresh.root)? {
+            return Err(Error::new(ErrorKind::Exists, "a root key without its vault.db").at(&fresh.root).hint(
+                "restore vault.db from your backup; only if no backup exists and nothing depends on this key, remove it",
+            ));
+        }
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh.unfinished)
+            .io_at("create the vault", &fresh.unfinished)?;
+        fresh.sync()?; // the marker is there before the root key can be
+        Ok(fresh)
+    }
+
+    /// Everything is in `vault.db.new` and on the medium: now it is the vault.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub(super) fn finish(&self) -> Result<()> {
+        self.sync()?; // so are the names of root.key and of the file
+        let database = self.dir.join(DATABASE);
+        std::fs::rename(&self.unfinished, &database).io_at("finish the vault", &database)?;
+        self.sync()
+    }
+
+    /// Gives it up: what was made is gone, as far as the folder lets one.
+    pub(super) fn abandon(&self) {
+        // Unless it got its name, and only the sync after that failed.
+        let done =
+            exists(&self.dir.join(DATABASE)).and_then(|named| if named { Ok(()) } else { self.clear() });
+        if let Err(e) = done {
+            log::warn!("{}", e.chain());
+        }
+    }
+
+    /// The marker last: without it, a root key is somebody's.
+    fn clear(&self) -> Result<()> {
+        for name in [ROOT_KEY, "vault.db.new-wal", "vault.db.new-shm", "vault.db.new-journal", UNFINISHED] {
+            remove(&self.dir.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.folder.sync_all().io_at("sync folder", &self.dir)
+    }
+}
+
 /// Makes the files of a new vault; `fill` writes the first rows into the empty schema.
 ///
 /// # Errors
 /// `Exists`, or the folder cannot be written.
 pub(super) fn create(dir: &Path, fill: impl FnOnce(&mut Connection, &RootKey) -> Result<()>) -> Result<()> {
-    Dirs::ensure(dir)?;
-    // Two first uses at the same time: one makes the vault, the other waits here and then finds it.
-    let folder = Dirs::lock(dir)?;
-    let (database, unfinished, root) = (dir.join(DATABASE), dir.join(UNFINISHED), dir.join(ROOT_KEY));
-    if exists(&database)? {
-        return Err(Error::new(ErrorKind::Exists, "there is a vault already").at(&database));
-    }
-    if exists(&unfinished)? {
-        // Somebody was killed in here. No vault.db was ever completed, so nothing hangs on this root key.
-        for name in [ROOT_KEY, "vault.db.new-wal", "vault.db.new-shm", "vault.db.new-journal", UNFINISHED] {
-            remove(&dir.join(name))?;
-        }
-    }
-    if exists(&root)? {
-        return Err(Error::new(ErrorKind::Exists, "a root key without its vault.db").at(&root).hint(
-            "restore vault.db from your backup; only if no backup exists and nothing depends on this key, remove it",
-        ));
-    }
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .io_at("create the vault", &unfinished)?;
-    sync(&folder, dir)?; // the marker is there before the root key can be
+    let fresh = Fresh::begin(dir)?;
     let key = RootKey::random()?;
-    write_whole(&root, key.expose())?;
-    let mut conn = connect(&unfinished)?;
+    write_whole(&fresh.root, key.expose())?;
+    let mut conn = connect(&fresh.unfinished)?;
     migrate(&mut conn)?;
     fill(&mut conn, &key)?;
+    let unfinished = &fresh.unfinished;
     // Everything into the one file that is renamed. Closing would do it as well, but says nothing when the disk is full.
-    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(|e| sql(&e).at(&unfinished))?;
-    conn.close().map_err(|(_, e)| sql(&e).at(&unfinished))?;
-    sync(&folder, dir)?; // so are the names of root.key and of the file
-    std::fs::rename(&unfinished, &database).io_at("finish the vault", &database)?;
-    sync(&folder, dir)
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(|e| sql(&e).at(unfinished))?;
+    conn.close().map_err(|(_, e)| sql(&e).at(unfinished))?;
+    fresh.finish()
 }
 
 fn exists(path: &Path) -> Result<bool> {
@@ -135,10 +184,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).io_at("remove", path),
         _ => Ok(()),
     }
-}
-
-fn sync(folder: &std::fs::File, dir: &Path) -> Result<()> {
-    folder.sync_all().io_at("sync folder", dir)
 }
 
 fn connect(path: &Path) -> Result<Connection> {

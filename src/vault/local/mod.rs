@@ -14,6 +14,8 @@
 //! Who holds `vault.db` and `root.key` holds every key in it (KEY-VAULT section 10).
 
 mod audit;
+mod audit_list;
+mod audit_verify;
 mod authz;
 mod backup;
 mod credentials;
@@ -40,6 +42,8 @@ mod settings;
 mod tokens;
 mod turned_down;
 mod unit_credential;
+mod whole;
+mod whole_file;
 mod work;
 
 use std::fmt;
@@ -57,7 +61,9 @@ use self::work::{Task, Work};
 use super::{Call, VaultError};
 use crate::error::{Error, ErrorKind, Result};
 
-pub use self::audit::{AuditFilter, AuditHead, AuditRecord};
+pub use self::audit::{AuditHead, AuditRecord};
+pub use self::audit_list::{AuditFilter, AuditResult};
+pub use self::audit_verify::KeptHead;
 pub use self::authz::{Grant, IdentityKind, Permission, Role};
 pub use self::credentials::{Credential, CredentialKind};
 pub use self::identities::Identity;
@@ -73,6 +79,7 @@ pub use self::rsa::RsaBits;
 pub use self::tokens::{SignIn, Token, TokenError};
 pub use self::turned_down::TurnedDown;
 pub use self::unit_credential::{CREDENTIAL, PASSPHRASE_CREDENTIAL};
+pub use self::whole::{Restored, WholeBackup};
 
 /// The embedded vault of one folder.
 pub struct LocalVault {
@@ -197,39 +204,6 @@ impl LocalVault {
             .prepare_cached("SELECT policy_generation FROM vault")
             .and_then(|mut q| q.query_row([], |row| row.get(0)))
             .map_err(|e| from_sqlite(&e))
-    }
-
-    /// Audit records in order.
-    ///
-    /// # Errors
-    /// `Unreachable`, `Damaged`.
-    pub fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRecord>> {
-        audit::list(&self.current()?.conn, filter).map_err(|e| db::sql(&e))
-    }
-
-    /// Recomputes the audit chain and checks its head.
-    ///
-    /// # Errors
-    /// `Damaged` names the first record that is not what it must be.
-    pub fn verify_audit(&self) -> Result<AuditHead> {
-        self.verify_chain(None)
-    }
-
-    /// [`LocalVault::verify_audit`], and the chain must contain a head that was kept elsewhere: only this finds a chain
-    /// that was rewritten by somebody with the root key, or an older `vault.db` put back.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn verify_audit_against(&self, kept: &AuditHead) -> Result<AuditHead> {
-        self.verify_chain(Some(kept))
-    }
-
-    fn verify_chain(&self, kept: Option<&AuditHead>) -> Result<AuditHead> {
-        let mut db = self.current()?;
-        // One snapshot: records, head and root key belong together.
-        let tx = db.conn.transaction().map_err(|e| db::sql(&e))?;
-        let (root, _) = root_change::current(&self.dir, &self.unlock, &tx)?;
-        audit::verify(&tx, &root, &self.facts.id, kept)
     }
 
     /// Records that a container was opened without the vault, by a recovery passphrase (RULINGS 27): the one use of a data

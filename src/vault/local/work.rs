@@ -112,20 +112,23 @@ impl LocalVault {
             }
             Err(broken) => return Err(broken), // dropping the transaction undoes it
         };
-        record(&work, task, call, answer.as_ref().err(), started.elapsed())?;
+        let head = record(&work, task, call, answer.as_ref().err(), started.elapsed())?;
         tx.commit()?;
+        if let Some(head) = head {
+            audit::tell(&head, &facts.id);
+        }
         Ok(answer)
     }
 }
 
-/// Appends the record of an operation; part of its transaction.
+/// Appends the record of an operation; part of its transaction. A head that comes back is to be told after the commit.
 pub(super) fn record(
     work: &Work<'_>,
     task: Task<'_>,
     call: &Call,
     refusal: Option<&Refusal>,
     duration: Duration,
-) -> Result<(), Fail> {
+) -> Result<Option<audit::AuditHead>, Fail> {
     let event = audit::Event {
         operation: task.operation,
         vault_name: &work.facts.name,
