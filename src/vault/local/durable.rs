@@ -32,7 +32,7 @@ pub(super) struct Durable {
 
 /// One commit that is not on the medium yet.
 #[must_use]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket(u64);
 
 impl Durable {
