@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use azure_support::{Answer, Certificate, Server, TOKEN, call, dek, wrapped};
+use azure_support::{Answer, Certificate, Fault, Proxy, Server, TOKEN, call, dek, wrapped};
 use serve_support::Served;
 use support::{Done, Home, finish};
 use wrapdisk::vault::local::{CredentialKind, IdentityKind, NewKey, Role, RsaBits};
@@ -74,6 +74,19 @@ fn a_managed_identity_signs_in_by_what_its_machine_gives_it() {
         with_env(&home, &TEST, &[("IDENTITY_ENDPOINT", &nobody), ("IDENTITY_HEADER", header)]).fails(4);
     assert!(said.contains("a managed identity exists on Azure's machines only"), "{said}");
     assert!(!said.contains(header), "{said}");
+}
+
+#[test]
+fn a_token_service_that_never_answers_is_given_up_on_and_named() {
+    let (server, silent) = (Server::new(Certificate::Good), Proxy::to(closed_port()));
+    silent.set(Fault::Hang);
+    let home = Home::new();
+    let url = format!("https://{}", server.address);
+    add(&home, &url, &server.path("ca.pem"), "managed-identity", &[]);
+    let endpoint = format!("http://{}/msi/token", silent.host());
+    let env = [("IDENTITY_ENDPOINT", endpoint.as_str()), ("IDENTITY_HEADER", "x")];
+    let said = with_env(&home, &["vault", "test", "far"], &env).fails(4);
+    assert!(said.contains("a managed identity exists on Azure's machines only"), "{said}");
 }
 
 fn closed_port() -> SocketAddr {

@@ -227,18 +227,19 @@ fn entry(context: &Context, name: &str) -> Result<VaultEntry> {
 fn list(context: &Context, output: output::OutputArgs) -> Result<()> {
     let entries = known(context)?.map(|sets| sets.vaults()).transpose()?.unwrap_or_default();
     let state = &context.dirs.state;
-    let local = LocalVault::exists(state).then(|| LocalVault::open(state)).transpose()?;
+    // One that does not open now, for instance because its root key is under a passphrase, is there all the same.
+    let local = LocalVault::exists(state).then(|| LocalVault::open(state).ok().map(|vault| vault.id()));
     if output.json() {
-        let local = local.map(|vault| {
-            json!({ "name": LOCAL, "id": vault.id().to_string(), "endpoint": null,
-                    "aliases": [format!("{}.vault.localhost", vault.id())], "credential": null })
+        let local = local.map(|id| {
+            json!({ "name": LOCAL, "id": id.map(|id| id.to_string()), "endpoint": null,
+                    "aliases": id.map(|id| format!("{id}.vault.localhost")).into_iter().collect::<Vec<_>>(),
+                    "credential": null })
         });
         return output::json(&local.into_iter().chain(entries.iter().map(to_json)).collect::<Vec<_>>());
     }
     let mut rows = Vec::new();
-    if let Some(vault) = local {
+    if local.is_some() {
         rows.push(vec![LOCAL.to_owned(), state.display().to_string(), "the owner of the files".to_owned()]);
-        log::debug!("the embedded vault is \"{}\", {}", vault.name(), vault.id());
     }
     for entry in &entries {
         rows.push(vec![entry.name.clone(), entry.endpoint.to_string(), entry.credential.to_string()]);

@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{AccessToken, Secret, TokenCredential, TokenRequestOptions};
@@ -31,6 +32,8 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 
 /// Entra's secrets have 40 characters, ours 43.
 const MAX_SECRET: u64 = 4096;
+/// For a token: `az` takes some seconds on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A token's claims; Entra's have 1 to 2 KiB.
 const MAX_CLAIMS: usize = 16 * 1024;
 
@@ -119,7 +122,14 @@ impl TokenCredential for Caller {
         scopes: &[&str],
         options: Option<TokenRequestOptions<'_>>,
     ) -> azure_core::Result<AccessToken> {
-        let token = self.make()?.get_token(scopes, options).await?;
+        let credential = self.make()?;
+        // The SDK asks Azure's metadata service for up to 72 s, which is not there on any other machine.
+        let token = tokio::time::timeout(PATIENCE, credential.get_token(scopes, options)).await;
+        let token = token.map_err(|_| {
+            let late = format!("no answer within {} s", PATIENCE.as_secs());
+            let late = azure_core::Error::with_message(SdkErrorKind::Io, late);
+            azure_core::Error::new(SdkErrorKind::Credential, late)
+        })??;
         *self.claims.lock().unwrap_or_else(PoisonError::into_inner) = Claims::of(token.token.secret());
         Ok(token)
     }
