@@ -31,6 +31,9 @@ pub(super) fn run<T: Send + 'static>(
     deadline: Instant,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, Lost> {
+    if deadline <= Instant::now() {
+        return Err(Lost::Late); // nobody is asked what nobody waits for
+    }
     let (answer, answered) = sync_channel(1);
     let job = async move {
         let done = tokio::time::timeout_at(deadline.into(), work).await;
