@@ -287,6 +287,11 @@ fn what_key_ops_do_not_name_is_refused_and_so_is_a_disabled_key() {
             }
         }
     }
+    let all = KeyUpdate { operations: Some(KeyOperation::ALL.to_vec()), ..KeyUpdate::default() };
+    s.vault.update_key(&k(), &all, &s.call).unwrap();
+    for op in [KeyOperation::Sign, KeyOperation::Verify] {
+        assert_eq!(refused(s.cipher(op, CipherAlg::RsaOaep256, b"x")).status, 400, "{op:?} is no cipher");
+    }
     let off = KeyUpdate { enabled: Some(false), ..KeyUpdate::default() };
     s.vault.update_key(&k(), &off, &s.call).unwrap();
     for op in [KeyOperation::Encrypt, KeyOperation::Decrypt, KeyOperation::WrapKey, KeyOperation::UnwrapKey] {

@@ -169,7 +169,14 @@ impl LocalVault {
                 rest.copy_from_slice(&json);
                 let sealed =
                     key.seal(under.place(work.facts), under.generation(work.facts), plain.expose())?;
-                Ok([&under.header()[..], &sealed].concat())
+                let blob = [&under.header()[..], &sealed].concat();
+                if blob.len() > MAX_BLOB {
+                    // Better now than when it is needed.
+                    let found = "The key has more versions than one backup holds.".to_owned();
+                    let next = "back up the whole vault: wrapdisk vault backup";
+                    return Err(work.refuse(|scene| scene.bad_parameter(found, next)));
+                }
+                Ok(blob)
             },
         )
     }

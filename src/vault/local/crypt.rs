@@ -35,7 +35,9 @@ impl LocalVault {
     ) -> Result<(Kid, SecretBytes), Fail> {
         self.with_key(op, key, None, call, |private| match op {
             KeyOperation::Decrypt | KeyOperation::UnwrapKey => private.decrypt(alg, data),
-            _ => {
+            // They have methods of their own; nobody shall encrypt with the right to sign.
+            KeyOperation::Sign | KeyOperation::Verify => Err(CryptError::Length),
+            KeyOperation::Encrypt | KeyOperation::WrapKey => {
                 let mut bytes = private.encrypt(alg, data)?;
                 SecretBytes::take(&mut bytes).map_err(|_| CryptError::NoRandom)
             }
