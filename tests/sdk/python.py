@@ -49,7 +49,8 @@ def credential(identity):
         return ClientSecretCredential(
             PLAN["tenant"], who["client_id"], who["secret"],
             authority=PLAN["url"], disable_instance_discovery=True, transport=Recorder())
-    os.environ["IDENTITY_HEADER"] = who["header"]  # read by the constructor
+    if PLAN["credentials"] == "managed identity":
+        os.environ["IDENTITY_HEADER"] = who["header"]  # read by the constructor
     return ManagedIdentityCredential(transport=Recorder())
 
 
@@ -332,6 +333,12 @@ def not_supported():
     refused(400, "BadParameter", None, officer.get_key_attestation, name("kek"))
 
 
+def instance_metadata():
+    """Where nothing is said of App Service, the SDK asks the instance metadata service, which has no secret."""
+    assert keys("officer").import_key(name("imds"), jwk(MINE)).name == name("imds")
+    assert sent("GET", "/metadata/identity/oauth2/token", 200) == 1
+
+
 def untrusted():
     """Without our CA the SDK must not talk to the vault at all."""
     try:
@@ -353,7 +360,8 @@ STEPS = {
 
 def main():
     failed = False
-    for step, run in ({"untrusted": untrusted} if PLAN.get("untrusted") else STEPS).items():
+    steps = {"instance metadata": instance_metadata} if PLAN["credentials"] == "instance metadata" else STEPS
+    for step, run in ({"untrusted": untrusted} if PLAN["untrusted"] else steps).items():
         SENT.clear()
         line = {"sdk": "python", "credentials": PLAN["credentials"], "step": step, "ok": True}
         try:

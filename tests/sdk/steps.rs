@@ -29,6 +29,9 @@ pub(crate) const ALL: [&str; 21] = [
     "not supported",
 ];
 
+/// A way of signing in, and its only step.
+pub(crate) const IMDS: &str = "instance metadata";
+
 /// One line of a suite.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Step {
@@ -64,6 +67,8 @@ pub(crate) fn all_passed(steps: &[Step]) {
         let done: Vec<&str> = steps.iter().filter(of).map(|s| s.step.as_str()).collect();
         assert_eq!(done, ALL, "{credentials}");
     }
+    let by_metadata = steps.iter().filter(|s| s.step == IMDS && s.credentials == IMDS).count();
+    assert_eq!(by_metadata, usize::from(steps[0].sdk != "rust"), "{IMDS}");
     let untrusted: BTreeSet<_> =
         steps.iter().filter(|s| s.step == "untrusted").map(|s| &s.requests).collect();
     assert_eq!(untrusted, BTreeSet::from([&Vec::new()]), "requests to a server that nobody vouched for");

@@ -7,7 +7,7 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::serve_support::Served;
-use crate::steps::{self, Step};
+use crate::steps::{self, IMDS, Step};
 use crate::support::{Home, finish};
 
 /// What a suite is told.
@@ -47,34 +47,33 @@ const IDENTITIES: [(&str, &str); 3] =
 impl Serving {
     #[track_caller]
     pub(crate) fn start() -> Self {
-        let served = Served::new();
+        let home = Home::new();
+        home.wrapdisk(["vault", "init", "test"]).ok();
+        let made = IDENTITIES.map(|(name, may)| sign_up(&home, name, may));
+        let served = Served::over(home, &["--imds", "officer"]);
         let id = served.vault.id().to_string();
         let mut serving = Self { served, id, tenant: String::new(), identities: BTreeMap::new() };
-        for (name, may) in IDENTITIES {
-            let who = serving.identity(name, may);
-            serving.identities.insert(name.to_owned(), who);
+        for ((name, _), (client_id, secret)) in IDENTITIES.into_iter().zip(made) {
+            let header = serving.header(name);
+            serving.identities.insert(name.to_owned(), Who { client_id, header, secret });
         }
         serving.tenant = serving.env("officer", "AZURE_TENANT_ID");
         serving
     }
 
-    /// A new identity with a grant, and both ways of signing in, by the command line.
+    /// What an identity shows to the managed identity endpoint, out of a file for its environment.
     #[track_caller]
-    fn identity(&self, name: &str, may: &str) -> Who {
-        let home = self.home();
-        let made = home.json(["vault", "identity", "add", name, "--generate-secret"]);
-        let said =
-            |member: &str| made[member].as_str().unwrap_or_else(|| panic!("{member}: {made}")).to_owned();
-        if !may.is_empty() {
-            home.wrapdisk(["vault", "grant", name, "--permissions", may]).ok();
-        }
-        let tokens = format!("http://127.0.0.1:{}/msi/token", self.served.token_port);
+    fn header(&self, name: &str) -> String {
+        let tokens = format!("{}/msi/token", self.token_url());
         let out = format!("{name}.env");
         let args =
             ["vault", "env", "--identity", name, "--token-url", &tokens, "--ca", "ca.pem", "--out", &out];
-        home.wrapdisk(args.into_iter().chain(["--url", &self.url()])).ok();
-        let header = self.env(name, "IDENTITY_HEADER");
-        Who { client_id: said("clientId"), header, secret: said("clientSecret") }
+        self.home().wrapdisk(args.into_iter().chain(["--url", &self.url()])).ok();
+        self.env(name, "IDENTITY_HEADER")
+    }
+
+    fn token_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.served.token_port)
     }
 
     /// A line of what `vault env` wrote for an identity.
@@ -143,20 +142,38 @@ impl Serving {
     }
 }
 
-/// Runs a suite, by address with a managed identity, by name with client secrets, and without our CA.
+/// A new identity with a grant; its client id and secret.
+#[track_caller]
+fn sign_up(home: &Home, name: &str, may: &str) -> (String, String) {
+    let made = home.json(["vault", "identity", "add", name, "--generate-secret"]);
+    if !may.is_empty() {
+        home.wrapdisk(["vault", "grant", name, "--permissions", may]).ok();
+    }
+    let said = |member: &str| made[member].as_str().unwrap_or_else(|| panic!("{member}: {made}")).to_owned();
+    (said("clientId"), said("clientSecret"))
+}
+
+/// Runs a suite, by address with a managed identity, by name with client secrets, without our CA, and where the SDK can be
+/// told another address of the instance metadata service, one step with a token from there.
 #[track_caller]
 pub(crate) fn judge(sdk: &str, program: impl Fn(&Path, &mut Command)) -> Vec<Step> {
     let serving = Serving::start();
     let mut steps = Vec::new();
-    for (credentials, untrusted) in
-        [("managed identity", false), ("client secret", false), ("client secret", true)]
-    {
+    let mut passes = vec![("managed identity", false), ("client secret", false), ("client secret", true)];
+    if sdk != "rust" {
+        passes.push((IMDS, false));
+    }
+    for (credentials, untrusted) in passes {
         let plan = serving.home().path("plan.json");
         let text = serde_json::to_vec(&serving.plan(sdk, credentials, untrusted)).expect("JSON");
         std::fs::write(&plan, text).expect("a plan");
         let mut command = serving.among_names();
         program(&plan, &mut command);
         command.envs(serving.env_lines("officer"));
+        if credentials == IMDS {
+            command.env_remove("IDENTITY_ENDPOINT").env_remove("IDENTITY_HEADER");
+            command.env("AZURE_POD_IDENTITY_AUTHORITY_HOST", serving.token_url());
+        }
         if untrusted {
             for name in ["REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] {
                 command.env_remove(name);
