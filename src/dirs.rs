@@ -74,6 +74,14 @@ impl Dirs {
     /// `PermissionDenied`, `NoSpace`, ...
     pub fn ensure(dir: &Path) -> Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).io_at("create folder", dir)?;
+        Self::check(dir)
+    }
+
+    /// Refuses a folder that somebody else can write, or owns.
+    ///
+    /// # Errors
+    /// `PermissionDenied`, `NotFound`.
+    pub fn check(dir: &Path) -> Result<()> {
         let meta = std::fs::metadata(dir).io_at("look at folder", dir)?;
         check_private(&meta, nix::unistd::geteuid().as_raw()).map_err(|e| e.at(dir))
     }
@@ -144,6 +152,20 @@ mod tests {
 
     fn env<'a>(vars: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<PathBuf> + 'a {
         move |name| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v))
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_is_refused_and_a_held_one_is_not_waited_for() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        for (mode, good) in [(0o700, true), (0o755, true), (0o770, false), (0o702, false), (0o1777, false)] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Dirs::ensure(dir.path()).is_ok(), good, "{mode:o}");
+        }
+        let held = Dirs::lock(dir.path()).unwrap();
+        assert!(Dirs::try_lock(dir.path()).unwrap().is_none());
+        drop(held);
+        assert!(Dirs::try_lock(dir.path()).unwrap().is_some());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use wrapdisk::vault::local::{
 const CHEAP: Cost = Cost { memory: 64, passes: 1, lanes: 1 };
 
 /// Long enough for several chunks.
-const SETS: [u8; 200_000] = [b's'; 200_000];
+static SETS: [u8; 200_000] = [b's'; 200_000];
 
 struct Scene {
     dir: TempDir,

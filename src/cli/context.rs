@@ -55,6 +55,9 @@ impl Context {
     /// The vault and the sets, only if they are there: a command that looks must not make them.
     pub(super) fn existing(&self) -> Result<Access> {
         let state = &self.dirs.state;
+        if LocalVault::exists(state) {
+            Dirs::check(state).map_err(vault_trouble)?;
+        }
         let vault = LocalVault::open_with(state, self.unlock()).map_err(|e| match e.kind() {
             ErrorKind::NotFound if !LocalVault::exists(state) => {
                 Error::new(ErrorKind::Unreachable, "no vault here")

@@ -95,7 +95,7 @@ impl LocalVault {
         let (root, facts) = root_change::current(&self.dir, &self.unlock, &conn)
             .map_err(|e| Fail::Broken(transient(format!("{} (rotated meanwhile? try again)", e.chain()))))?;
         drop(conn);
-        let mut files = vec![(db::DATABASE.to_owned(), snapshot.clone())];
+        let mut files = vec![(db::DATABASE.to_owned(), snapshot)];
         files.extend(what.beside.iter().map(|(name, path)| ((*name).to_owned(), path.clone())));
         Ok(write_backup(file, &root, &facts, what, &files, progress)?)
     }
