@@ -150,7 +150,7 @@ fn what_passes_is_tried_again_and_what_does_not_is_not() {
     let asked = failing(99, Answer::error(429, "Throttled", None).with("Retry-After", "60"));
     match unwrap(&vault, &host, &call()) {
         Err(VaultError::Transient { retry_after, .. }) => {
-            assert_eq!(retry_after, Some(Duration::from_secs(60)))
+            assert_eq!(retry_after, Some(Duration::from_secs(60)));
         }
         other => panic!("{other:?}"),
     }
