@@ -46,9 +46,11 @@ fn scene(admin: Box<dyn Admin>) -> Scene {
 
 /// One of each provider.
 fn scenes() -> Vec<Scene> {
-    let mut providers: Vec<Box<dyn Admin>> = vec![Box::new(Local::new())];
-    #[cfg(all(feature = "azure", feature = "serve"))]
-    providers.push(Box::new(contract_support::elsewhere::Elsewhere::new()));
+    let providers: Vec<Box<dyn Admin>> = vec![
+        Box::new(Local::new()),
+        #[cfg(all(feature = "azure", feature = "serve"))]
+        Box::new(contract_support::elsewhere::Elsewhere::new()),
+    ];
     providers.into_iter().map(scene).collect()
 }
 

@@ -3,7 +3,7 @@
 #[cfg(all(feature = "azure", feature = "serve"))]
 pub(crate) mod elsewhere;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -46,7 +46,8 @@ impl Local {
     }
 
     /// One that is there.
-    pub(crate) fn over(state: &Path) -> Self {
+    #[cfg(all(feature = "azure", feature = "serve"))]
+    pub(crate) fn over(state: &std::path::Path) -> Self {
         Self { state: state.to_owned(), vault: LocalVault::open(state).unwrap(), _folder: None }
     }
 
