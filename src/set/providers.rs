@@ -77,7 +77,7 @@ impl Opened {
         if let Some((_, vault)) = opened.iter().find(|(known, _)| known.id == entry.id) {
             return Ok(vault.clone());
         }
-        let vault = connect(entry.clone())?;
+        let vault = connect(&entry)?;
         opened.push((entry, vault.clone()));
         Ok(vault)
     }
@@ -85,12 +85,12 @@ impl Opened {
 
 #[cfg(feature = "azure")]
 #[allow(clippy::unnecessary_wraps, reason = "the other form fails")]
-fn connect(entry: VaultEntry) -> Result<Arc<dyn KeyVault>> {
-    Ok(Arc::new(crate::vault::azure::AzureVault::new(entry)))
+fn connect(entry: &VaultEntry) -> Result<Arc<dyn KeyVault>> {
+    Ok(Arc::new(crate::vault::azure::AzureVault::new(entry.clone())))
 }
 
 #[cfg(not(feature = "azure"))]
-fn connect(entry: VaultEntry) -> Result<Arc<dyn KeyVault>> {
+fn connect(entry: &VaultEntry) -> Result<Arc<dyn KeyVault>> {
     let message = format!("{}: this program was built without vaults elsewhere", entry.endpoint);
     Err(Error::new(ErrorKind::Unsupported, message)
         .on(format!("vault \"{}\"", entry.name))
