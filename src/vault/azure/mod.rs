@@ -9,7 +9,7 @@
 //!    asked is always the endpoint.
 //! 2. An answer counts only if it names the very key and version that was asked for.
 //! 3. A data key on its way is in memory that is wiped: the SDK's buffers by the program's allocator, this thread's stack
-//!    by [`bridge`]; no connection keeps one.
+//!    by `bridge`; no connection keeps one.
 
 use std::fmt;
 use std::future::Future;

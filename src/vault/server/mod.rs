@@ -1,9 +1,9 @@
 //! `wrapdisk vault serve`: the embedded vault over HTTPS, in the words of Azure Key Vault's REST API (KEY-VAULT sections 3
 //! and 4).
 //!
-//! A request travels: connection ([`listen`]) -> host and place ([`crate::vault::wire`]) -> token ([`auth`]) -> address
-//! ([`firewall`]) -> allowance and lane ([`limits`]) -> body -> the vault, on a thread of a small pool ([`keys`]) -> answer
-//! ([`reply`]). One thread runs everything but the vault.
+//! A request travels: connection (`listen`) -> host and place ([`crate::vault::wire`]) -> token (`auth`) -> address
+//! (`firewall`) -> allowance and lane (`limits`) -> body -> the vault, on a thread of a small pool (`keys`) -> answer
+//! (`reply`). One thread runs everything but the vault.
 //!
 //! Must never see: the database, private keys (but for the TLS key).
 //!
