@@ -230,8 +230,8 @@ fn a_damaged_vault_is_told_from_a_damaged_disk() {
                 "half a root key",
                 |h| fs::File::options().write(true).open(state(h, "root.key")).unwrap().set_len(16).unwrap(),
                 5,
-                "~/vm.wd: ~/home/state/root.key: the vault's root key: found another length, allowed 32 bytes: failed to \
-                 fill whole buffer\n  restore root.key from your backup",
+                "~/vm.wd: ~/home/state/root.key: the vault's root key: found another length or form, \
+                 allowed 32 bytes, or a sealed one\n  restore root.key from your backup",
             ),
             case(
                 "noise in place of the sets",

@@ -35,9 +35,14 @@ use crate::vault::Call;
 pub(super) fn current(dir: &Path, unlock: &Unlock, conn: &Connection) -> Result<(RootKey, Facts)> {
     let (facts, check) = Facts::load(conn).map_err(|e| db::sql(&e).at(dir))?;
     let fits = |root: &RootKey| root.unseal(facts.check_place(), facts.generation, &check).map(|_| ());
-    let found = unlock.load(&dir.join(ROOT_KEY)).and_then(|root| fits(&root).map(|()| root));
-    let stranger = match found {
-        Ok(root) => return Ok((root, facts)),
+    let trouble = match unlock.load(&dir.join(ROOT_KEY)) {
+        Ok(root) => match fits(&root) {
+            Ok(()) => return Ok((root, facts)),
+            Err(e) => Error::new(ErrorKind::Damaged, "open the vault: root.key does not belong to vault.db")
+                .at(dir)
+                .hint("restore the two files from the same backup")
+                .caused_by(e),
+        },
         Err(e) => e,
     };
     // A rotation is between its commit and its rename, or was killed there.
@@ -48,13 +53,7 @@ pub(super) fn current(dir: &Path, unlock: &Unlock, conn: &Connection) -> Result<
     {
         return Ok((root, facts));
     }
-    if stranger.kind() != ErrorKind::Damaged {
-        return Err(stranger);
-    }
-    Err(Error::new(ErrorKind::Damaged, "open the vault: root.key does not belong to vault.db")
-        .at(dir)
-        .hint("restore the two files from the same backup")
-        .caused_by(stranger))
+    Err(trouble)
 }
 
 /// Ends a rotation that was killed between its commit and its rename.
