@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{HOST, HeaderValue, USER_AGENT};
+use hyper::header::{EXPECT, HOST, HeaderValue, USER_AGENT};
 use hyper::{HeaderMap, Request, Response};
 use uuid::Uuid;
 
@@ -27,6 +27,10 @@ use crate::vault::wire::{
     Host, MAX_BODY, MAX_RESTORE_BODY, Malformed, Place, Query, Route, SignInPlace, place,
 };
 use crate::vault::{Call, KeyOperation, Origin};
+
+/// What is still taken in of a body that was refused: twice the largest that is served.
+const LINGER_BYTES: usize = 2 * MAX_RESTORE_BODY;
+const LINGER: Duration = Duration::from_secs(2);
 
 /// From the end of a head to the end of its body.
 const BODY: Duration = Duration::from_secs(10);
@@ -68,8 +72,8 @@ impl Desk {
         })
     }
 
-    async fn reply(&self, peer: Peer, request: Request<Incoming>) -> Answered<Reply> {
-        let host = self.host(&request)?;
+    async fn reply(&self, peer: Peer, request: &mut Request<Incoming>) -> Answered<Reply> {
+        let host = self.host(request)?;
         match place(request.method().as_str(), request.uri().path()) {
             Place::SignIn(found) => self.sign_in(peer, request, host, found?).await,
             Place::Vault(found) => self.vault(peer, request, host, found).await,
@@ -90,7 +94,7 @@ impl Desk {
     async fn sign_in(
         &self,
         peer: Peer,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         host: Host,
         place: SignInPlace,
     ) -> Answered<Reply> {
@@ -106,11 +110,11 @@ impl Desk {
     async fn vault(
         &self,
         peer: Peer,
-        request: Request<Incoming>,
+        request: &mut Request<Incoming>,
         host: Host,
         found: std::result::Result<Route, crate::vault::wire::Unroutable>,
     ) -> Answered<Reply> {
-        let known = self.known(&request, &host).await?;
+        let known = self.known(request, &host).await?;
         let call = call(known.oid, peer, request.headers());
         let route = match found {
             Ok(route) if self.allowed(peer.address) => route,
@@ -193,8 +197,8 @@ fn firewall(address: IpAddr) -> Reply {
 }
 
 /// The whole body, if it is short and comes in time.
-async fn body(request: Request<Incoming>, most: usize) -> Answered<Bytes> {
-    let body = request.into_body();
+async fn body(request: &mut Request<Incoming>, most: usize) -> Answered<Bytes> {
+    let body = request.body_mut();
     let too_large = || {
         let message = format!("The request body is too large: allowed are {most} bytes.");
         Reply::error(413, "RequestEntityTooLarge", &message, None).closing()
@@ -211,6 +215,17 @@ async fn body(request: Request<Incoming>, most: usize) -> Answered<Bytes> {
             Err(Reply::error(408, "RequestTimeout", "The request body did not come in time.", None).closing())
         }
     }
+}
+
+/// Takes in, for a while, what a client goes on sending that has been refused by now: closing on it would reset the connection,
+/// and he might never read why. Who said that he waits for leave to send is not given it.
+async fn linger(request: &mut Request<Incoming>) {
+    if request.body().is_end_stream() || request.headers().contains_key(EXPECT) {
+        return;
+    }
+    let mut rest = Limited::new(request.body_mut(), LINGER_BYTES);
+    let discard = async { while let Some(Ok(_)) = rest.frame().await {} };
+    let _ = tokio::time::timeout(LINGER, discard).await; // its end, the limit, or late: all the same now
 }
 
 fn origin(peer: Peer, headers: &HeaderMap) -> Origin {
@@ -236,11 +251,12 @@ fn client_id(headers: &HeaderMap) -> Option<&HeaderValue> {
 }
 
 impl Answers for Desk {
-    async fn answer(self: Arc<Self>, peer: Peer, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(self: Arc<Self>, peer: Peer, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
         let request_id = Uuid::new_v4().to_string();
         let client = client_id(request.headers()).cloned();
         let head = (request.method().clone(), request.uri().path().chars().take(200).collect::<String>());
-        let reply = self.reply(peer, request).await.unwrap_or_else(|no| no);
+        let reply = self.reply(peer, &mut request).await.unwrap_or_else(|no| no);
+        linger(&mut request).await;
         log::info!("vault serve: {} {} {:?} {} {request_id}", peer.address, head.0, head.1, reply.status);
         let on =
             Headers { request_id, client_id: client.as_ref(), region: &self.location, address: peer.address };
