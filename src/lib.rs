@@ -69,9 +69,9 @@
 //!
 //! ## What is deliberately absent
 //!
-//! No async in the data path: requests are served by a few blocking threads, which measure faster than any runtime here (it stays
-//! within `vault::azure` and `vault::server`). No fork: a mount in the
-//! background is this program run again. No authentication of contents: XTS has none, and nothing here claims it.
+//! No async in the data path: requests are served by a few blocking threads, which measure faster than any runtime here (it
+//! stays within `vault::azure` and `vault::server`). No fork: a mount in the background is this program run again. No
+//! authentication of contents: XTS has none, and nothing here claims it.
 
 pub mod cache;
 pub mod cli;

@@ -71,6 +71,21 @@ fn the_test_command_is_there_and_explains_itself() {
     assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("--long"));
 }
 
+/// Azure is not here, and a server would not end: the program only has to understand these. Their work is done by the tests of
+/// `vault serve` and of vaults elsewhere.
+#[test]
+fn the_commands_of_the_consoles_are_understood() {
+    let lines: Vec<_> =
+        blocks("console").into_iter().flat_map(str::lines).filter(|l| l.starts_with("$ ")).collect();
+    assert!(lines.len() >= 7, "{lines:?}");
+    let understood = |command: &str| run(&format!("{command} --help")).0;
+    for line in lines {
+        let command = line.trim_start_matches("$ ").split('#').next().unwrap();
+        assert!(command.starts_with("wrapdisk ") && understood(command), "{line}");
+    }
+    assert!(!understood("wrapdisk vault serve --no-such-option"), "anything is understood");
+}
+
 /// The bench takes a quarter of an hour: here it only has to understand what the README tells it.
 #[test]
 fn the_commands_that_measure_are_understood() {
