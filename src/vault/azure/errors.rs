@@ -306,7 +306,7 @@ impl About<'_> {
 }
 
 /// The command that gives this identity what a set needs: get, wrapKey and unwrapKey on one key.
-pub(super) fn grant(entry: &VaultEntry, key: &str, claims: Option<&Claims>) -> String {
+fn grant(entry: &VaultEntry, key: &str, claims: Option<&Claims>) -> String {
     let vault = vault_name(entry);
     let oid = claims.map(|c| c.oid.as_str()).filter(|oid| !oid.is_empty());
     let client = match &entry.credential {

@@ -87,12 +87,6 @@ impl AzureVault {
         connection.as_ref().and_then(|c| c.caller.claims())
     }
 
-    /// The command with which the vault's administrator lets this identity use a key.
-    #[must_use]
-    pub fn how_to_grant(&self, key: &str) -> String {
-        errors::grant(&self.entry, key, self.claims().as_ref())
-    }
-
     /// Files that the entry names are read, and that is all: what can be checked without asking anybody.
     ///
     /// # Errors

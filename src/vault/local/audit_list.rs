@@ -104,8 +104,6 @@ impl AuditFilter {
     }
 }
 
-const LIST: Task<'static> =
-    Task { operation: "AuditList", permission: Permission::Audit, path: "/audit", action: "" };
 const ARCHIVE: Task<'static> =
     Task { operation: "AuditArchive", permission: Permission::Manage, path: "/audit", action: "" };
 
@@ -141,14 +139,6 @@ impl LocalVault {
             each(record().map_err(|e: rusqlite::Error| db::sql(&e))?)?;
         }
         Ok(())
-    }
-
-    /// Whether an identity may see the audit: the role auditor, or the administrator. On record.
-    ///
-    /// # Errors
-    /// Refused: 403. Broken.
-    pub fn may_audit(&self, call: &Call) -> std::result::Result<(), Fail> {
-        self.audited(LIST, call, |work| work.require(None))
     }
 
     /// The end of the chain as it is written, unverified.
