@@ -128,6 +128,14 @@ impl Kid {
     }
 }
 
+impl std::str::FromStr for Kid {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
 /// How a data key is wrapped. A container and a client know this one only (RULINGS 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WrapAlg {

@@ -51,7 +51,7 @@ fn the_file_says_whose_it_is_and_logs_ahead() {
     drop(SetStore::open(dir.path()).unwrap());
     let file = dir.path().join("sets.db");
     assert_eq!(pragma(&file, "application_id"), format!("Integer({})", 0x7764_7374));
-    assert_eq!(pragma(&file, "user_version"), "Integer(2)");
+    assert_eq!(pragma(&file, "user_version"), "Integer(3)");
     assert_eq!(pragma(&file, "journal_mode"), "Text(\"wal\")");
     assert_eq!(pragma(&file, "integrity_check"), "Text(\"ok\")");
     // A column type that SQLite would not enforce by itself.
@@ -90,12 +90,12 @@ fn refusal_after(change: &str) -> wrapdisk::error::Error {
 
 #[test]
 fn a_newer_schema_is_refused_not_guessed() {
-    let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = 3; CREATE TABLE t (a)");
+    let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = 4; CREATE TABLE t (a)");
     assert_eq!(e.kind(), ErrorKind::Unsupported);
-    assert!(e.chain().ends_with("sets.db: schema: found 3, allowed 1 to 2"), "{e:?}");
+    assert!(e.chain().ends_with("sets.db: schema: found 4, allowed 1 to 3"), "{e:?}");
     assert_eq!(e.advice(), Some("a newer wrapdisk wrote it: use that one"));
     let e = refusal_after("PRAGMA application_id = 0x77647374; PRAGMA user_version = -1");
-    assert!(e.chain().ends_with("schema: found -1, allowed 1 to 2"), "{e:?}");
+    assert!(e.chain().ends_with("schema: found -1, allowed 1 to 3"), "{e:?}");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_row_that_somebody_edited_is_named() {
     assert_eq!(e.kind(), ErrorKind::Damaged);
     assert!(e.chain().contains("set \"prod\": active: found \"https://evil.example/keys/k/1\""), "{e:?}");
 
-    edit("INSERT INTO container VALUES ('u', x'2f61', 'disk', 'no uuid', '[]', 0, NULL)");
+    edit("INSERT INTO container VALUES ('u', x'2f61', 'disk', 'no uuid', '[]', 0, NULL, NULL)");
     let e = store.containers(None).unwrap_err();
     assert!(e.chain().contains("container u: set_id: found \"no uuid\", allowed a uuid"), "{e:?}");
     edit("UPDATE container SET set_id = NULL, kids = '[1]'");
@@ -178,6 +178,7 @@ fn work(state: &Path, id: &str) {
             kids: vec![],
             last_seen: 0,
             last_rewrap: None,
+            trouble: None,
         };
         store.record(&record).unwrap();
     }

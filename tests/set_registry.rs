@@ -28,6 +28,7 @@ fn at(path: impl Into<PathBuf>) -> ContainerRecord {
         kids: vec![KID.into()],
         last_seen: 1_700_000_000,
         last_rewrap: None,
+        trouble: None,
     }
 }
 

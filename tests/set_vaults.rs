@@ -96,8 +96,11 @@ fn a_file_of_the_first_schema_keeps_its_sets() {
     let set = SetStore::open(dir.path()).unwrap().create(&set_in(Uuid::new_v4())).unwrap();
     let file = dir.path().join("sets.db");
     // As the first release wrote it.
-    let first = "DROP TABLE vault_entry; PRAGMA user_version = 1";
-    Connection::open(&file).unwrap().execute_batch(first).unwrap();
+    let first = "DROP TABLE vault_entry; PRAGMA user_version = 1;";
+    let since_then = ["encryption_type", "previous", "rotation_due", "last_rotation", "trouble", "policy"]
+        .map(|column| format!("ALTER TABLE disk_set DROP COLUMN {column};"));
+    let first = format!("{first} {} ALTER TABLE container DROP COLUMN trouble;", since_then.concat());
+    Connection::open(&file).unwrap().execute_batch(&first).unwrap();
     let store = SetStore::open(dir.path()).unwrap();
     assert_eq!(store.by_name("prod").unwrap(), set);
     store.add_vault(&demo("cloud")).unwrap();

@@ -154,6 +154,7 @@ impl Access {
             kids,
             last_seen: now,
             last_rewrap: None,
+            trouble: None,
         })
     }
 }

@@ -20,7 +20,8 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 const APPLICATION_ID: i32 = 0x7764_7374;
 
 /// Step `n` brings schema `n` to `n + 1`; only ever appended to.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 
 /// Opens `path`, making it and its folder when missing.
 pub(super) fn open(path: &Path) -> Result<Connection> {
@@ -112,6 +113,7 @@ pub(super) fn failure(path: &Path, what: &str, e: &rusqlite::Error) -> Error {
         Some(ErrorCode::PermissionDenied) => ErrorKind::PermissionDenied,
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => ErrorKind::Damaged,
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => ErrorKind::Io,
+        None if matches!(e, rusqlite::Error::FromSqlConversionFailure(..)) => ErrorKind::Damaged,
         _ => ErrorKind::Other,
     };
     // As text: rusqlite gives SQLite's message again as its own source, and a chain would say it twice.
@@ -121,4 +123,9 @@ pub(super) fn failure(path: &Path, what: &str, e: &rusqlite::Error) -> Error {
         ErrorKind::Damaged => error.hint("restore it from a backup of the state folder"),
         _ => error,
     }
+}
+
+/// What a row holds is not what we write.
+pub(super) fn odd(e: Error) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, e.chain().into())
 }

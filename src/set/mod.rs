@@ -15,75 +15,39 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde_json::{Value, json};
+use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Mutex, lock};
-use crate::vault::Kid;
+
+use self::model::{COLUMNS, SetRow};
 
 pub mod access;
 mod db;
 pub mod first_use;
+mod model;
 mod providers;
 pub mod provision;
 mod registry;
+mod state;
 mod vaults;
 
+pub use model::{EncryptionType, NewSet, PreviousKey, Set, Trouble};
 pub use providers::Provider;
 pub use registry::ContainerRecord;
+pub use state::NextKey;
 pub use vaults::{LOCAL, NewVault};
 
 /// Longest name of a set in bytes. `NAME/UUID` must fit the 128 bytes of a token's `wrapdisk-set` (ON-DISK section 4);
 /// 80 is also Azure's limit for the name of a disk encryption set.
 pub const MAX_NAME: usize = 80;
 
-const COLUMNS: &str = "id, name, vault, key, active, pinned, identity, created";
-
 /// `sets.db`, open. May be shared by threads.
 #[derive(Debug)]
 pub struct SetStore {
     db: Mutex<Connection>,
     path: PathBuf,
-}
-
-/// What [`SetStore::create`] needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewSet {
-    /// 1 to [`MAX_NAME`] of `[A-Za-z0-9._-]`, the first one a letter or digit; unique without regard to case.
-    pub name: String,
-    /// Id of the vault that holds the key.
-    pub vault: Uuid,
-    /// Its identifier without version.
-    pub key: String,
-    /// The version that wraps now.
-    pub active: Kid,
-    /// Stay with this version instead of following the latest.
-    pub pinned: bool,
-    /// In whose name the vault is asked.
-    pub identity: Uuid,
-}
-
-/// A disk encryption set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Set {
-    /// What containers refer to.
-    pub id: Uuid,
-    /// For people.
-    pub name: String,
-    /// Id of the vault that holds the key.
-    pub vault: Uuid,
-    /// Its identifier without version.
-    pub key: String,
-    /// The version that wraps now.
-    pub active: Kid,
-    /// Stays with this version instead of following the latest.
-    pub pinned: bool,
-    /// In whose name the vault is asked.
-    pub identity: Uuid,
-    /// Unix seconds.
-    pub created: i64,
 }
 
 impl SetStore {
@@ -134,12 +98,18 @@ impl SetStore {
             pinned: new.pinned,
             identity: new.identity,
             created: now(),
+            encryption_type: EncryptionType::default(),
+            previous: Vec::new(),
+            rotation_due: None,
+            last_rotation: None,
+            trouble: None,
         };
         // The primary key is random: the one thing that can collide is the name.
         let added = self
             .with(|db| {
                 db.execute(
-                    &format!("INSERT INTO disk_set ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"),
+                    "INSERT INTO disk_set (id, name, vault, key, active, pinned, identity, created)
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     params![
                         set.id.to_string(),
                         set.name,
@@ -217,97 +187,6 @@ impl SetStore {
 
     fn failure(&self, what: &str, e: &rusqlite::Error) -> Error {
         db::failure(&self.path, what, e)
-    }
-}
-
-impl Set {
-    /// `NAME/UUID`, the value of a token's `wrapdisk-set` (ON-DISK section 4): ASCII, at most 117 bytes.
-    #[must_use]
-    pub fn token_label(&self) -> String {
-        format!("{}/{}", self.name, self.id)
-    }
-
-    /// The shape of `set show` (KEY-VAULT section 6). `tenantId` is null here: the vault knows it, a set does not.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({
-            "name": self.name,
-            "id": self.id.to_string(),
-            "identity": {
-                "type": "SystemAssigned",
-                "principalId": self.identity.to_string(),
-                "tenantId": null,
-            },
-            "properties": {
-                "activeKey": {
-                    "sourceVault": { "id": self.vault.to_string() },
-                    "keyUrl": self.active.as_str(),
-                },
-                // As the user gave it: with a version when pinned, without when following.
-                "keyReference": if self.pinned { self.active.as_str() } else { &self.key },
-                "previousKeys": [],
-                "encryptionType": "EncryptionAtRestWithCustomerKey",
-                "rotationToLatestKeyVersionEnabled": !self.pinned,
-                "lastKeyRotationTimestamp": null,
-                "autoKeyRotationError": null,
-                "provisioningState": "Succeeded",
-            },
-        })
-    }
-}
-
-/// A row as SQLite has it; [`SetRow::parse`] makes a [`Set`] of it or says which column is wrong.
-struct SetRow {
-    id: String,
-    name: String,
-    vault: String,
-    key: String,
-    active: String,
-    pinned: bool,
-    identity: String,
-    created: i64,
-}
-
-impl SetRow {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: row.get(0)?,
-            name: row.get(1)?,
-            vault: row.get(2)?,
-            key: row.get(3)?,
-            active: row.get(4)?,
-            pinned: row.get(5)?,
-            identity: row.get(6)?,
-            created: row.get(7)?,
-        })
-    }
-
-    fn parse(self) -> Result<Set> {
-        let damaged = |column: &str, found: &str, allowed: &str| {
-            let found = found.escape_debug();
-            let name = self.name.escape_debug();
-            Error::new(
-                ErrorKind::Damaged,
-                format!("set \"{name}\": {column}: found \"{found}\", allowed {allowed}"),
-            )
-        };
-        let uuid = |column: &str, text: &str| {
-            Uuid::parse_str(text).map_err(|e| damaged(column, text, "a uuid").caused_by(e))
-        };
-        let active = Kid::parse(&self.active)?;
-        if active.versionless() != self.key {
-            return Err(damaged("active", &self.active, &format!("a version of \"{}\"", self.key)));
-        }
-        Ok(Set {
-            id: uuid("id", &self.id)?,
-            vault: uuid("vault", &self.vault)?,
-            identity: uuid("identity", &self.identity)?,
-            name: self.name,
-            key: self.key,
-            active,
-            pinned: self.pinned,
-            created: self.created,
-        })
     }
 }
 

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use rusqlite::{OptionalExtension, Row, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::SetStore;
+use super::model::parse_trouble;
+use super::{SetStore, Trouble};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::lock;
 
-const COLUMNS: &str = "uuid, path, kind, set_id, kids, last_seen, last_rewrap";
+const COLUMNS: &str = "uuid, path, kind, set_id, kids, last_seen, last_rewrap, trouble";
 const KINDS: [&str; 3] = ["disk", "snapshot", "image"];
 
 /// One container at one path, as its header was when last seen.
@@ -33,11 +34,13 @@ pub struct ContainerRecord {
     pub last_seen: i64,
     /// Unix seconds; `None` = never, or not known to whoever records it.
     pub last_rewrap: Option<i64>,
+    /// Why it could not be rewrapped when that was last tried.
+    pub trouble: Option<Trouble>,
 }
 
 impl SetStore {
     /// Notes a container: a new row, or an update of the one with this uuid and path. A `last_rewrap` of `None` keeps
-    /// what was known. Another container that was seen at this path is not there any more, and is forgotten there.
+    /// what was known; a trouble stays until a rewrap, or until other key versions open the container. Another container that was seen at this path is not there any more, and is forgotten there.
     ///
     /// # Errors
     /// `InvalidInput` for a bad uuid, a relative path or an unknown kind; `Busy`, `NoSpace`, `Io`.
@@ -55,8 +58,9 @@ impl SetStore {
             db.execute("DELETE FROM container WHERE path = ? AND uuid <> ?", params![path, uuid])?;
             db.execute(
                 &format!(
-                    "INSERT INTO container ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)
+                    "INSERT INTO container ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, NULL)
                      ON CONFLICT (uuid, path) DO UPDATE SET kind = excluded.kind, set_id = excluded.set_id,
+                     trouble = CASE WHEN excluded.last_rewrap IS NULL AND excluded.kids = kids THEN trouble END,
                      kids = excluded.kids, last_seen = excluded.last_seen,
                      last_rewrap = coalesce(excluded.last_rewrap, last_rewrap)"
                 ),
@@ -183,6 +187,7 @@ struct ContainerRow {
     record: ContainerRecord,
     set: Option<String>,
     kids: String,
+    trouble: Option<String>,
 }
 
 impl ContainerRow {
@@ -196,9 +201,11 @@ impl ContainerRow {
                 kids: Vec::new(),
                 last_seen: row.get(5)?,
                 last_rewrap: row.get(6)?,
+                trouble: None,
             },
             set: row.get(3)?,
             kids: row.get(4)?,
+            trouble: row.get(7)?,
         })
     }
 
@@ -217,6 +224,8 @@ impl ContainerRow {
             .transpose()?;
         self.record.kids = serde_json::from_str(&self.kids)
             .map_err(|e| damaged("kids", &self.kids, "a JSON array of strings").caused_by(e))?;
+        self.record.trouble = (self.trouble.as_deref().map(parse_trouble).transpose())
+            .map_err(|e| damaged("trouble", self.trouble.as_deref().unwrap_or(""), "JSON").caused_by(e))?;
         Ok(self.record)
     }
 }
