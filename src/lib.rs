@@ -18,10 +18,10 @@
 //! |---|---|
 //! | L5 | [`cli`]: one file a subcommand |
 //! | L4 | [`fuse`]: adapter, session, mountpoint; [`control`]: the socket that tells of a mount |
-//! | L3 | [`disk`]: bytes over cache and volume, the fence; [`set`]: sets, registry, first use |
+//! | L3 | [`disk`]: bytes over cache and volume, the fence; [`set`]: sets, registry, first use; [`guard`]: what happens around a mount when its key is taken away |
 //! | L2 | [`cache`]: plaintext blocks; [`volume`]: one encrypted segment, behind the key gate; [`keyring`]: token -> key |
 //! | L1 | [`xts`]; [`store`]; [`luks2`]; [`vault`]; [`range_lock`] |
-//! | L0 | [`units`], [`secret`], [`error`], [`sync`], [`envelope`], [`dirs`] |
+//! | L0 | [`units`], [`secret`], [`error`], [`sync`], [`envelope`], [`dirs`], [`journal`] |
 //!
 //! `fuse` never sees a key, a vault or a header: it serves any [`disk::Image`], which is how the bench's ceiling
 //! (`examples/nullfuse.rs`) runs the product's own session. `vault` never sees a store or a disk. `xts`, `cache` and the LUKS2
@@ -81,6 +81,8 @@ pub mod disk;
 pub mod envelope;
 pub mod error;
 pub mod fuse;
+pub mod guard;
+pub mod journal;
 pub mod keyring;
 pub mod luks2;
 pub mod range_lock;
