@@ -17,11 +17,11 @@
 //! | Floor | Modules |
 //! |---|---|
 //! | L5 | [`cli`]: one file a subcommand |
-//! | L4 | [`fuse`]: adapter, session, mountpoint; [`control`]: the socket that tells of a mount |
-//! | L3 | [`disk`]: bytes over cache and volume, the fence; [`set`]: sets, registry, first use; [`guard`]: what happens around a mount when its key is taken away |
+//! | L4 | [`fuse`]: adapter, session, mountpoint; [`control`]: a live mount, and the socket to it |
+//! | L3 | [`disk`]: bytes over cache and volume, the fence; [`set`]: sets, registry, first use; [`guard`]: when the fence falls, and what happens around a mount then |
 //! | L2 | [`cache`]: plaintext blocks; [`volume`]: one encrypted segment, behind the key gate; [`keyring`]: token -> key |
 //! | L1 | [`xts`]; [`store`]; [`luks2`]; [`vault`]; [`range_lock`] |
-//! | L0 | [`units`], [`secret`], [`error`], [`sync`], [`envelope`], [`dirs`], [`journal`] |
+//! | L0 | [`units`], [`secret`], [`error`], [`sync`], [`envelope`], [`dirs`], [`journal`], [`revocation`]: what a mount does when its key is gone |
 //!
 //! `fuse` never sees a key, a vault or a header: it serves any [`disk::Image`], which is how the bench's ceiling
 //! (`examples/nullfuse.rs`) runs the product's own session. `vault` never sees a store or a disk. `xts`, `cache` and the LUKS2
@@ -86,6 +86,7 @@ pub mod journal;
 pub mod keyring;
 pub mod luks2;
 pub mod range_lock;
+pub mod revocation;
 pub mod secret;
 pub mod set;
 pub mod store;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// ARCHITECTURE: a module uses only lower floors.
 const FLOORS: [&[&str]; 6] = [
-    &["units", "secret", "error", "sync", "envelope", "dirs", "journal"],
+    &["units", "secret", "error", "sync", "envelope", "dirs", "journal", "revocation"],
     &["xts", "store", "luks2", "vault", "range_lock"],
     &["cache", "volume", "keyring"],
     &["disk", "set", "guard"],

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::context::{self, Context};
 use super::daemon::{self, Spawned};
-use super::unlock::{self, Opened, UnlockArgs};
+use super::unlock::{self, UnlockArgs};
 use super::{create, output, size, usage};
-use crate::control::{MountStatus, Server, json_path};
-use crate::disk::PlainDisk;
+use crate::control::live::Facts;
+use crate::control::{LiveMount, MountStatus, Server, json_path};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::store::Access as StoreAccess;
@@ -153,13 +153,20 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
         max_request: args.max_request,
     };
     let session = Session::mount(Arc::clone(&disk), config)?;
-    let status = status_source(&opened, &disk, &mountpoint, &session.presented(), args.read_only);
-    let server = Server::start(&context.dirs, &mountpoint, Arc::new(status))?;
-    ready(context, args, &session.presented(), &opened)?;
+    let file = session.presented();
+    let facts = Facts {
+        mountpoint: mountpoint.clone(),
+        file: file.clone(),
+        mounted_at: output::time(context::now()),
+        key: opened.kid.as_ref().map(ToString::to_string),
+    };
     // The key is in the cipher behind the gate now; this copy, and what its way left on the stack, must not outlive the
     // start.
     let path = opened.path.clone();
-    drop(opened);
+    let (container, access) = opened.without_key(args.read_only);
+    let mount = Arc::new(LiveMount { facts, disk, container: Arc::new(container), access });
+    let server = Server::start(&context.dirs, &mountpoint, Arc::clone(&mount) as _)?;
+    ready(context, args, &file, &mount)?;
     crate::secret::scrub_deep_stack();
     let served = session.run().map_err(|e| e.at(&path));
     drop(server);
@@ -167,9 +174,11 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
 }
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.
-fn ready(context: &Context, args: &Args, file: &Path, opened: &Opened) -> Result<()> {
+fn ready(context: &Context, args: &Args, file: &Path, mount: &LiveMount) -> Result<()> {
     let said = if args.output.json() {
-        let value = serde_json::json!({ "file": json_path::value(file), "disk": json_path::value(&opened.path), "uuid": opened.header.uuid(), "pid": std::process::id() });
+        let container = &mount.container;
+        let (disk, uuid) = (json_path::value(container.path()), container.header().uuid().to_owned());
+        let value = serde_json::json!({ "file": json_path::value(file), "disk": disk, "uuid": uuid, "pid": std::process::id() });
         value.to_string()
     } else {
         file.display().to_string()
@@ -219,40 +228,6 @@ fn keep_in_sight(context: &Context, mountpoint: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn status_source(
-    opened: &Opened,
-    disk: &Arc<PlainDisk>,
-    mountpoint: &Path,
-    file: &Path,
-    read_only: bool,
-) -> impl Fn() -> MountStatus + Send + Sync + use<> {
-    let fixed = MountStatus {
-        uuid: opened.header.uuid().to_owned(),
-        disk: opened.path.clone(),
-        mountpoint: mountpoint.to_owned(),
-        file: file.to_owned(),
-        pid: std::process::id(),
-        state: String::new(),
-        size: disk.len().get(),
-        read_only,
-        set: opened.header.tokens().next().map(|(_, token)| token.set().to_owned()),
-        key: opened.kid.as_ref().map(ToString::to_string),
-        unguarded: opened.kid.is_none(),
-        mounted_at: output::time(context::now()),
-        memory_locked: true,
-        io: disk.io_stats(),
-        cache: None,
-    };
-    let disk = Arc::clone(disk);
-    move || MountStatus {
-        state: if disk.volume().gate().is_open() { "ready" } else { "revoked" }.to_owned(),
-        memory_locked: crate::secret::all_locked(),
-        io: disk.io_stats(),
-        cache: disk.cache_stats(),
-        ..fixed.clone()
-    }
 }
 
 /// For the mount helper: is exactly this mounted already?

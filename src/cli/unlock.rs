@@ -13,6 +13,8 @@ use crate::envelope::Kid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::mountpoint;
 use crate::luks2::{Header, Holes, Kind, keyslot};
+use crate::set::access::Access;
+use crate::set::container::MountedContainer;
 use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore};
 use crate::units::ByteLen;
 use crate::vault::local::LocalVault;
@@ -50,6 +52,8 @@ pub(super) struct Opened {
     pub(super) key: VolumeKey,
     /// The key version that opened it; `None`: a passphrase did.
     pub(super) kid: Option<Kid>,
+    /// The sets and vaults that were asked.
+    access: Option<Access>,
 }
 
 /// How long a daemon whose mount is gone may take for its last sync.
@@ -145,18 +149,31 @@ pub(super) fn open(
         .at(path)
         .hint("mount it with --read-only"));
     }
-    let (key, kid) = key(context, path, (&store, &header), args, reason)?;
-    Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid })
+    let (key, opener) = unlock(context, path, (&store, &header), args, reason)?;
+    let (kid, access) = opener.unzip();
+    Ok(Opened { path: path.to_owned(), store: Arc::new(LatchedStore::new(store)), header, key, kid, access })
 }
 
-/// The volume key, and the version of the vault's key that unwrapped it; a passphrase has none.
+/// The volume key.
 pub(super) fn key(
+    context: &Context,
+    path: &Path,
+    container: (&FileStore, &Header),
+    args: &UnlockArgs,
+    reason: &str,
+) -> Result<(VolumeKey, Option<Kid>)> {
+    let (key, opener) = unlock(context, path, container, args, reason)?;
+    Ok((key, opener.map(|(kid, _)| kid)))
+}
+
+/// The volume key, the version of the vault's key that unwrapped it, and who was asked; a passphrase has none.
+fn unlock(
     context: &Context,
     path: &Path,
     (store, header): (&FileStore, &Header),
     args: &UnlockArgs,
     reason: &str,
-) -> Result<(VolumeKey, Option<Kid>)> {
+) -> Result<(VolumeKey, Option<(Kid, Access)>)> {
     if args.wants_passphrase() {
         let key = by_passphrase(path, header, store, args)?;
         audit_recovery(context, header, reason);
@@ -179,7 +196,7 @@ pub(super) fn key(
         log::warn!("{}: {warning}", path.display());
     }
     vault.record(header, path, context::now())?;
-    Ok((unlocked.key, Some(unlocked.kid)))
+    Ok((unlocked.key, Some((unlocked.kid, vault))))
 }
 
 /// Reminds of the other way in, where there is one and nothing better is known.
@@ -248,6 +265,13 @@ impl Opened {
     /// The plaintext disk over this container.
     pub(super) fn disk(&self, cache: ByteLen, read_only: bool) -> Result<PlainDisk> {
         plain_disk(Arc::clone(&self.store) as _, &self.header, &self.key, cache, read_only)
+    }
+
+    /// What is left once the key is in its cipher: this copy of it is wiped.
+    pub(super) fn without_key(self, read_only: bool) -> (MountedContainer, Option<Arc<Access>>) {
+        let Self { path, store, header, key, kid: _, access } = self;
+        drop(key);
+        (MountedContainer::new(path, store, header, read_only), access.map(Arc::new))
     }
 }
 

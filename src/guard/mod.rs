@@ -1,8 +1,14 @@
-//! What happens around a mount when its key is taken away: guests, hooks, people.
+//! The key guard of a mount: asks the vault again and again whether the key may still be used, takes it away when not, and
+//! brings it back; and what happens around the mount then: guests, hooks, people.
 //!
-//! Must never see: FUSE, plaintext.
+//! Must never see: FUSE, headers, sets, plaintext. It asks the vault through what its mount gives it.
 
 mod child;
+mod event;
 pub mod hooks;
 pub mod qmp;
+mod status;
 pub mod tell;
+
+pub use event::{Cause, EventKind, GuardEvent, LogOnly, Responder, Why};
+pub use status::GuardStatus;

@@ -24,6 +24,7 @@ use crate::sync::{Mutex, lock};
 use self::model::{COLUMNS, SetRow};
 
 pub mod access;
+pub mod container;
 mod db;
 pub mod first_use;
 mod model;

@@ -1,0 +1,71 @@
+//! A mount of this process: everything that whoever asks it needs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::MountStatus;
+use super::server::Mounted;
+use crate::disk::PlainDisk;
+use crate::guard::GuardStatus;
+use crate::set::access::Access;
+use crate::set::container::MountedContainer;
+
+/// What does not change while it is mounted.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The folder or file it is mounted on.
+    pub mountpoint: PathBuf,
+    /// The plaintext.
+    pub file: PathBuf,
+    /// RFC 3339.
+    pub mounted_at: String,
+    /// The key version that opened it; `None` when a passphrase did.
+    pub key: Option<String>,
+}
+
+/// See the module's header.
+#[derive(Debug)]
+pub struct LiveMount {
+    /// What does not change.
+    pub facts: Facts,
+    /// The plaintext disk, with its gate.
+    pub disk: Arc<PlainDisk>,
+    /// The container, with its header.
+    pub container: Arc<MountedContainer>,
+    /// The sets and vaults; `None` when it was opened by passphrase.
+    pub access: Option<Arc<Access>>,
+}
+
+impl LiveMount {
+    fn guard_status(&self) -> Option<GuardStatus> {
+        None
+    }
+}
+
+impl Mounted for LiveMount {
+    fn status(&self) -> MountStatus {
+        let header = self.container.header();
+        let state = if self.disk.volume().gate().is_open() { "ready" } else { "revoked" };
+        let guard = self.guard_status();
+        MountStatus {
+            uuid: header.uuid().to_owned(),
+            disk: self.container.path().to_owned(),
+            mountpoint: self.facts.mountpoint.clone(),
+            file: self.facts.file.clone(),
+            pid: std::process::id(),
+            state: guard.as_ref().map_or_else(|| state.to_owned(), |guard| guard.state.clone()),
+            size: self.disk.len().get(),
+            read_only: self.container.is_read_only(),
+            set: header.tokens().next().map(|(_, token)| token.set().to_owned()),
+            key: self.facts.key.clone(),
+            unguarded: self.facts.key.is_none(),
+            mounted_at: self.facts.mounted_at.clone(),
+            memory_locked: crate::secret::all_locked(),
+            io: self.disk.io_stats(),
+            cache: self.disk.cache_stats(),
+            guard,
+        }
+    }
+
+    fn poke(&self) {}
+}
