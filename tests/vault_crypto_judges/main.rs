@@ -209,9 +209,10 @@ fn wycheproofs_vectors_get_the_answers_they_ask_for() {
         let alg = CipherAlg::parse(group["alg"].as_str().unwrap()).unwrap();
         for test in group["tests"].as_array().unwrap() {
             let answer = s.cipher(KeyOperation::Decrypt, alg, &bytes(&test["ct"]));
-            // "First byte is 1". RFC 8017 7.1.2 3 g wants it refused; the crate does not look at that byte, so that Manger's
+            // "First byte is 1". RFC 8017 7.1.2 3 g wants it refused; the crate rsa does not look at that byte, so that Manger's
             // attack has nothing to measure. Nobody gains by it: who can make such a ciphertext can make a good one.
-            let first_octet = test["id"] == 23 && test["msg"] == "MTIzNDAw";
+            let lenient = cfg!(not(feature = "aws-lc"));
+            let first_octet = lenient && test["id"] == 23 && test["msg"] == "MTIzNDAw";
             // A label is never ours: what was encrypted with one must not open.
             if first_octet || test["result"] == "valid" && test["label"] == "" {
                 assert_eq!(answer.unwrap(), bytes(&test["msg"]), "{test}");
@@ -224,7 +225,7 @@ fn wycheproofs_vectors_get_the_answers_they_ask_for() {
             }
         }
     }
-    assert!(valid > 30 && invalid > 50, "{valid} valid, {invalid} invalid");
+    assert!(valid >= 30 && invalid > 50, "{valid} valid, {invalid} invalid");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::keys::{path_of, shown_ref};
 use super::model::{CipherAlg, SignAlg};
 use super::refusal::{Fail, transient};
 use super::rows::Version;
-use super::rsa::{CryptError, PrivateKey};
+use super::rsa::{self, Answer, CryptError, PrivateKey};
 use super::work::{Task, Work};
 use super::{LocalVault, now};
 use crate::secret::{Secret, SecretBytes};
@@ -33,13 +33,13 @@ impl LocalVault {
         data: &[u8],
         call: &Call,
     ) -> Result<(Kid, SecretBytes), Fail> {
-        self.with_key(op, key, None, call, |private| match op {
-            KeyOperation::Decrypt | KeyOperation::UnwrapKey => private.decrypt(alg, data),
+        self.with_key(op, key, None, call, |der| match op {
+            KeyOperation::Decrypt | KeyOperation::UnwrapKey => rsa::decrypt(der, alg, data),
             // They have methods of their own; nobody shall encrypt with the right to sign.
-            KeyOperation::Sign | KeyOperation::Verify => Err(CryptError::Length),
+            KeyOperation::Sign | KeyOperation::Verify => Ok(Err(CryptError::Length)),
             KeyOperation::Encrypt | KeyOperation::WrapKey => {
-                let mut bytes = private.encrypt(alg, data)?;
-                SecretBytes::take(&mut bytes).map_err(|_| CryptError::NoRandom)
+                let encrypted = PrivateKey::from_pkcs8(der)?.encrypt(alg, data);
+                Ok(encrypted.and_then(|mut b| SecretBytes::take(&mut b).map_err(|_| CryptError::NoRandom)))
             }
         })
     }
@@ -55,7 +55,8 @@ impl LocalVault {
         digest: &[u8],
         call: &Call,
     ) -> Result<(Kid, Vec<u8>), Fail> {
-        self.with_key(KeyOperation::Sign, key, None, call, |private| private.sign(alg, digest))
+        let sign = |der: &SecretBytes| Ok(PrivateKey::from_pkcs8(der)?.sign(alg, digest));
+        self.with_key(KeyOperation::Sign, key, None, call, sign)
     }
 
     /// Whether a signature is the key's. One that is not is an answer, not an error.
@@ -70,18 +71,19 @@ impl LocalVault {
         signature: &[u8],
         call: &Call,
     ) -> Result<bool, Fail> {
-        let verify = |private: &PrivateKey| private.verify(alg, digest, signature);
+        let verify = |der: &SecretBytes| Ok(PrivateKey::from_pkcs8(der)?.verify(alg, digest, signature));
         self.with_key(KeyOperation::Verify, key, None, call, verify).map(|(_, good)| good)
     }
 
-    /// `host`: the kid's, where the caller has a whole one; it must be ours.
+    /// `host`: the kid's, where the caller has a whole one; it must be ours. `run` gets the private key as it was sealed;
+    /// its outer error says that the key is damaged.
     fn with_key<T>(
         &self,
         op: KeyOperation,
         key: &KeyRef,
         host: Option<&Kid>,
         call: &Call,
-        run: impl FnOnce(&PrivateKey) -> Result<T, CryptError>,
+        run: impl FnOnce(&SecretBytes) -> crate::error::Result<Answer<T>>,
     ) -> Result<(Kid, T), Fail> {
         let path = path_of(key);
         let (operation, permission, action) = words(op);
@@ -98,7 +100,7 @@ impl LocalVault {
                 let der = row.unsealed(work.root, work.facts)?;
                 Ok((row, der))
             },
-            |(row, der)| Ok((row.version.clone(), run(&PrivateKey::from_pkcs8(der)?))),
+            |(row, der)| Ok((row.version.clone(), run(der)?)),
             |work, (row, _), (version, done)| {
                 let row = match row.version == version {
                     true => row,
@@ -141,8 +143,8 @@ impl KeyVault for LocalVault {
 
     fn wrap(&self, kid: &Kid, alg: WrapAlg, dek: &Secret<64>, call: &Call) -> Result<WrappedDek, VaultError> {
         let WrapAlg::RsaOaep256 = alg;
-        let (kid, bytes) = self.with_key(KeyOperation::WrapKey, &kid.into(), Some(kid), call, |private| {
-            private.encrypt(CipherAlg::RsaOaep256, dek.expose())
+        let (kid, bytes) = self.with_key(KeyOperation::WrapKey, &kid.into(), Some(kid), call, |der| {
+            Ok(PrivateKey::from_pkcs8(der)?.encrypt(CipherAlg::RsaOaep256, dek.expose()))
         })?;
         Ok(WrappedDek { kid, alg, bytes })
     }
@@ -150,10 +152,11 @@ impl KeyVault for LocalVault {
     fn unwrap(&self, wrapped: &WrappedDek, call: &Call) -> Result<Secret<64>, VaultError> {
         let WrapAlg::RsaOaep256 = wrapped.alg;
         let kid = &wrapped.kid;
-        let (_, dek) = self.with_key(KeyOperation::UnwrapKey, &kid.into(), Some(kid), call, |private| {
-            let mut plain = private.decrypt(CipherAlg::RsaOaep256, &wrapped.bytes)?;
+        let (_, dek) = self.with_key(KeyOperation::UnwrapKey, &kid.into(), Some(kid), call, |der| {
+            let plain = rsa::decrypt(der, CipherAlg::RsaOaep256, &wrapped.bytes)?;
             // Another length is no data key, and nobody learns that it was the length.
-            Secret::take(plain.expose_mut()).ok().flatten().ok_or(CryptError::Bad)
+            let dek = |mut plain: SecretBytes| Secret::take(plain.expose_mut()).ok().flatten();
+            Ok(plain.and_then(|plain| dek(plain).ok_or(CryptError::Bad)))
         })?;
         Ok(dek)
     }

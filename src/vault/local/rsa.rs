@@ -1,18 +1,19 @@
-//! RSA of the embedded vault: the only module that knows the crate `rsa`, so that another engine can replace it.
+//! RSA of the embedded vault: the only module that knows the crate `rsa`; what is frequent, decryption, is done by a
+//! faster engine where it was built in ([`decrypt`]).
 //!
 //! RSAES-OAEP (RFC 8017 7.1) with MGF1 of the same hash and an empty label; RSASSA-PSS (8.1) with a salt as long as the
 //! hash, RSASSA-PKCS1-v1_5 (8.2) of a digest. RSAES-PKCS1-v1_5 is not here: padding oracles live there.
-//! On decryption the crate does not look at OAEP's first octet (7.1.2 3 g would refuse one that is not 0), so that Manger's
-//! attack has nothing to measure. It computes on constant-time big
-//! integers with base, exponent and modulus blinding and checks the CRT result, which answers RUSTSEC-2023-0071.
+//! The crate computes on constant-time big integers with base, exponent and modulus blinding and checks the CRT result,
+//! which answers RUSTSEC-2023-0071. On decryption it does not look at OAEP's first octet (7.1.2 3 g refuses one that is
+//! not 0); aws-lc does, in constant time with all the rest, so that Manger's attack has nothing to measure in either.
 //!
 //! Must never see: the database, permissions, files.
 //!
 //! Invariants:
 //! 1. A [`PrivateKey`] is a good key: n = p*q, d*e = 1, both factors prime, 2048, 3072 or 4096 bits exactly.
 //! 2. Every failed decryption takes one path and gives one error.
-//! 3. DER and data keys live in [`SecretBytes`]. The crate's own big integers live on the ordinary heap: it
-//!    wipes them on drop, but they are not locked against swap, and a few of its intermediates are not wiped.
+//! 3. DER and data keys live in [`SecretBytes`]. The engines' own big integers live on the ordinary heap: both
+//!    wipe them on drop, but they are not locked against swap, and a few of the crate's intermediates are not wiped.
 
 use ::rsa::BoxedUint;
 use ::rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey, LineEnding};
@@ -75,7 +76,7 @@ pub(super) enum CryptError {
     NoRandom,
 }
 
-type Answer<T> = std::result::Result<T, CryptError>;
+pub(super) type Answer<T> = std::result::Result<T, CryptError>;
 
 /// An RSA key pair that passed every check.
 pub(super) struct PrivateKey(::rsa::PrivateKey);
@@ -145,7 +146,6 @@ impl PrivateKey {
     /// # Errors
     /// `Damaged`.
     pub(super) fn from_pkcs8(der: &SecretBytes) -> Result<Self> {
-        let damaged = || Error::new(ErrorKind::Damaged, "the sealed private key is not a PKCS#8 RSA key");
         let key = ::rsa::PrivateKey::from_pkcs8_der(der.expose()).map_err(|_| damaged())?;
         RsaBits::try_from(key.n().bit_width()).map_err(|e| damaged().caused_by(e))?;
         Ok(Self(key))
@@ -206,7 +206,8 @@ impl PrivateKey {
     ///
     /// # Errors
     /// [`CryptError::Bad`], [`CryptError::NoRandom`].
-    pub(super) fn decrypt(&self, alg: CipherAlg, cipher: &[u8]) -> Answer<SecretBytes> {
+    #[cfg(any(test, not(feature = "aws-lc")))]
+    fn decrypt(&self, alg: CipherAlg, cipher: &[u8]) -> Answer<SecretBytes> {
         let mut plain = match alg {
             CipherAlg::RsaOaep => self.0.oaep_decrypt::<Sha1>(cipher),
             CipherAlg::RsaOaep256 => self.0.oaep_decrypt::<Sha256>(cipher),
@@ -259,6 +260,45 @@ impl PrivateKey {
     }
 }
 
+/// Decrypts with a key as [`PrivateKey::to_pkcs8`] made it.
+///
+/// # Errors
+/// `Damaged`, for the key; within: [`CryptError::Bad`], [`CryptError::NoRandom`].
+#[cfg(not(feature = "aws-lc"))]
+pub(super) fn decrypt(der: &SecretBytes, alg: CipherAlg, cipher: &[u8]) -> Result<Answer<SecretBytes>> {
+    Ok(PrivateKey::from_pkcs8(der)?.decrypt(alg, cipher))
+}
+
+/// Decrypts with a key as [`PrivateKey::to_pkcs8`] made it. aws-lc checks that n = p*q and d*e = 1, blinds, and verifies the
+/// CRT result; everything it allocates is wiped when freed.
+///
+/// # Errors
+/// `Damaged`, for the key; within: [`CryptError::Bad`], [`CryptError::NoRandom`].
+#[cfg(feature = "aws-lc")]
+pub(super) fn decrypt(der: &SecretBytes, alg: CipherAlg, cipher: &[u8]) -> Result<Answer<SecretBytes>> {
+    use aws_lc_rs::rsa::{
+        OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+    };
+    let key = PrivateDecryptingKey::from_pkcs8(der.expose()).map_err(|_| damaged())?;
+    let key = OaepPrivateDecryptingKey::new(key).map_err(|_| damaged())?;
+    let alg = match alg {
+        CipherAlg::RsaOaep => &OAEP_SHA1_MGF1SHA1,
+        CipherAlg::RsaOaep256 => &OAEP_SHA256_MGF1SHA256,
+    };
+    let Ok(mut room) = SecretBytes::zeroed(key.min_output_size()) else {
+        return Ok(Err(CryptError::NoRandom));
+    };
+    // One answer for all: wrong length, range, padding, label.
+    let Ok(plain) = key.decrypt(alg, cipher, room.expose_mut(), None) else {
+        return Ok(Err(CryptError::Bad));
+    };
+    Ok(SecretBytes::take(plain).map_err(|_| CryptError::NoRandom))
+}
+
+fn damaged() -> Error {
+    Error::new(ErrorKind::Damaged, "the sealed private key is not a PKCS#8 RSA key")
+}
+
 fn bad(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("RSA private key: {what}"))
         .hint("check it: openssl rsa -in FILE -check -noout")
@@ -294,4 +334,43 @@ fn public_exponent(bytes: &[u8]) -> Result<u64> {
         return refuse(e.to_string());
     }
     Ok(e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a build with aws-lc: two engines that share no code.
+    #[test]
+    fn what_is_encrypted_opens_in_every_engine_and_what_is_not_in_none() {
+        let key = PrivateKey::generate(RsaBits::B2048, 65537).unwrap();
+        let der = key.to_pkcs8().unwrap();
+        for alg in [CipherAlg::RsaOaep, CipherAlg::RsaOaep256] {
+            for plain in [&b""[..], b"x", &[7; 64]] {
+                let sealed = key.encrypt(alg, plain).unwrap();
+                assert_eq!(key.decrypt(alg, &sealed).unwrap().expose(), plain);
+                assert_eq!(decrypt(&der, alg, &sealed).unwrap().unwrap().expose(), plain);
+
+                let mut bent = sealed.clone();
+                bent[100] ^= 1;
+                let longer = [&sealed[..], &[0]].concat();
+                for bad in [&bent[..], &sealed[1..], &longer, &[], &[0xff; 256]] {
+                    assert_eq!(key.decrypt(alg, bad).unwrap_err(), CryptError::Bad);
+                    assert_eq!(decrypt(&der, alg, bad).unwrap().unwrap_err(), CryptError::Bad);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_damage() {
+        let mut der = PrivateKey::generate(RsaBits::B2048, 65537).unwrap().to_pkcs8().unwrap();
+        der.expose_mut()[60] ^= 1; // in the modulus
+        assert_eq!(decrypt(&der, CipherAlg::RsaOaep256, &[0; 256]).unwrap_err().kind(), ErrorKind::Damaged);
+        let no_der = SecretBytes::zeroed(100).unwrap();
+        assert_eq!(
+            decrypt(&no_der, CipherAlg::RsaOaep256, &[0; 256]).unwrap_err().kind(),
+            ErrorKind::Damaged
+        );
+    }
 }
