@@ -293,10 +293,8 @@ fn disabling_says_what_it_hits_and_enabling_takes_it_back() {
         assert!(done.err.contains(&line), "{}", done.err);
     }
     let place = mount.place.display();
-    let stays = format!(
-        "  {place} stays mounted until it is unmounted: this version does not yet revoke live mounts\n"
-    );
-    assert!(done.err.contains(&stays), "{}", done.err);
+    assert!(done.err.contains(&format!("  {place} (process ")), "{}", done.err);
+    assert!(done.err.contains(") stops: its reads and writes fail until the key is back\n"), "{}", done.err);
     let disabled: Value = serde_json::from_str(&done.ok()).unwrap();
     assert_eq!(disabled["attributes"]["enabled"], false);
     assert!(home.wrapdisk(["key", "list"]).ok().contains("  disabled  "));

@@ -139,7 +139,7 @@ fn only_the_word_yes_confirms() {
             &["volume-key", "vm.wd", "--output", "vm.key"],
             format!("Write the volume key of {disk} to vm.key: it opens the disk for ever"),
         ),
-        (&["key", "disable", "disk-kek"], format!("Disable {kid}, which 2 disk(s) need")),
+        (&["key", "disable", "disk-kek"], format!("Disable {kid}, which 2 disk(s) and 0 set(s) need")),
     ] {
         for answer in ["no", "y", "YES", "", "\u{4}"] {
             let mut terminal = start(&home, arguments);

@@ -96,7 +96,7 @@ fn a_set_that_is_revoked_mounts_no_disk_until_it_is_granted_again() {
 
     // At a terminal it asks.
     let mut terminal = Terminal::start(&home.command(["revoke", "--set", "default"]));
-    terminal.answer("disk(s) need", "no");
+    terminal.answer("set(s) need", "no");
     let (done, _) = terminal.end();
     assert!(!done.status.success() && done.out.contains("nothing was done"), "{}", done.out);
     let mounted = home.wrapdisk(["info", home.text("vm.wd")]);

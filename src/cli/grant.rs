@@ -3,10 +3,9 @@
 //!
 //! Must never see: keys, credentials.
 
-use uuid::Uuid;
-
+use super::blast::{BlastRadius, StopArgs};
 use super::context::Context;
-use super::{output, prompt, usage};
+use super::{output, usage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::set::Set;
 use crate::set::access::Access;
@@ -47,9 +46,11 @@ pub(super) struct RevokeArgs {
     #[arg(long, conflicts_with_all = ["permissions", "role", "key"])]
     all: bool,
 
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    stop: StopArgs,
+
+    #[command(flatten)]
+    output: output::OutputArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,8 +98,11 @@ pub(super) fn revoke(context: &Context, args: &RevokeArgs) -> Result<()> {
     let access = context.existing()?;
     let call = access.vault.admin("vault revoke");
     let identity = access.vault.find_identity(&args.identity, &call)?;
-    let hit = stops(context, &access, identity.oid)?;
-    ask(hit, &format!("Revoke this from {}, which {hit} disk(s) need", identity.name), args.yes)?;
+    let radius = BlastRadius::of_identity(context, &access, identity.oid)?;
+    let question = format!("Revoke this from {}", identity.name);
+    if !args.stop.agreed(&radius, &question, args.output.json())? {
+        return Ok(());
+    }
     match what {
         Some(what) => Ok(access.vault.revoke(identity.oid, what, args.what.key.as_deref(), &call)?),
         None => Ok(access.vault.revoke_all(identity.oid, &call).map(drop)?),
@@ -123,6 +127,7 @@ pub(super) struct GrantSet {
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
+  wrapdisk revoke --set default --dry-run    which disks, mounts and processes that would stop
   wrapdisk revoke --set default
   wrapdisk revoke --set default --yes")]
 pub(super) struct RevokeSet {
@@ -130,9 +135,11 @@ pub(super) struct RevokeSet {
     #[arg(long, value_name = "SET")]
     set: String,
 
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    stop: StopArgs,
+
+    #[command(flatten)]
+    output: output::OutputArgs,
 }
 
 pub(super) fn grant_set(context: &Context, args: &GrantSet) -> Result<()> {
@@ -147,9 +154,15 @@ pub(super) fn grant_set(context: &Context, args: &GrantSet) -> Result<()> {
 pub(super) fn revoke_set(context: &Context, args: &RevokeSet) -> Result<()> {
     let access = context.existing()?;
     let set = local_set(&access, &args.set)?;
-    let hit = stops(context, &access, set.identity)?;
-    ask(hit, &format!("Revoke the key from the set {}, which {hit} disk(s) need", set.name), args.yes)?;
+    let radius = BlastRadius::of_identity(context, &access, set.identity)?;
+    let question = format!("Revoke the key from the set {}", set.name);
+    if !args.stop.agreed(&radius, &question, args.output.json())? {
+        return Ok(());
+    }
     let taken = access.vault.revoke_all(set.identity, &access.vault.admin("revoke"))?;
+    if args.output.json() {
+        return output::json(&serde_json::json!({ "set": set.name, "grantsTaken": taken.len() }));
+    }
     let had = if taken.is_empty() { ", as before" } else { "" };
     output::line(&format!("{}: may use no key{had}", set.name))
 }
@@ -163,32 +176,6 @@ fn local_set(access: &Access, name: &str) -> Result<Set> {
     Err(Error::new(ErrorKind::Unsupported, "its key is in another vault, which has its own grants")
         .on(&set.name)
         .hint("use that vault's tools: az role assignment create, or az role assignment delete"))
-}
-
-/// Says which disks need an identity; how many they are. Mounts go on until the guard comes (RULINGS 19).
-pub(super) fn stops(context: &Context, access: &Access, identity: Uuid) -> Result<usize> {
-    let mut hit = 0;
-    for set in access.sets.list()?.into_iter().filter(|set| set.identity == identity) {
-        for disk in access.sets.containers(Some(set.id))? {
-            output::note(&format!("  {} will not mount any more", disk.path.display()));
-            for mount in context.mounts()?.iter().filter(|m| m.uuid == disk.uuid) {
-                output::note(&format!(
-                    "  {} stays mounted until it is unmounted: this version does not yet revoke live mounts",
-                    mount.mountpoint.display()
-                ));
-            }
-            hit += 1;
-        }
-    }
-    Ok(hit)
-}
-
-/// An emergency stop is never refused in a script (RULINGS 29); a person at a terminal is asked.
-fn ask(hit: usize, question: &str, yes: bool) -> Result<()> {
-    if hit > 0 && std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        prompt::confirm(question, yes)?;
-    }
-    Ok(())
 }
 
 /// A grant as JSON.

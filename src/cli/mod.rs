@@ -11,6 +11,7 @@ use clap::{FromArgMatches, Parser, Subcommand};
 use crate::error::{Error, ErrorKind, Result};
 
 mod audit;
+mod blast;
 mod check;
 mod context;
 mod create;
@@ -55,8 +56,8 @@ Examples:
   wrapdisk mount --create 1G demo.wd ./demo make it if it is missing, and mount it
   wrapdisk status                           what is mounted
   wrapdisk umount /mnt/vm
-  wrapdisk key disable disk-kek             no new mount of any disk under this key
-  wrapdisk revoke --set default             no new mount of any disk of this set
+  wrapdisk key disable disk-kek             every disk under this key stops, until it is enabled
+  wrapdisk revoke --set default             every disk of this set stops, until it is granted
 
 Files (root; a user):
   /var/lib/wrapdisk; $XDG_STATE_HOME/wrapdisk    vault.db, root.key, sets.db: back these up together

@@ -8,13 +8,13 @@ mod files;
 mod policy;
 mod print;
 
+use super::blast::{BlastRadius, StopArgs};
 use super::context::Context;
 use super::{output, prompt, usage};
 use crate::envelope::KeyRef;
 use crate::error::{Error, ErrorKind, Result};
-use crate::set::access::Access;
 use crate::vault::local::{ImportedKey, KeyUpdate, Page, RsaBits};
-use crate::vault::{Denial, KeyInfo, KeyOperation, KeyVault, VaultError};
+use crate::vault::{Denial, KeyOperation, KeyVault, VaultError};
 
 /// Manage the RSA keys that wrap the data keys
 #[derive(Debug, clap::Subcommand)]
@@ -24,7 +24,7 @@ Examples:
   wrapdisk key import disk-kek3 --pem-file key.pem
   wrapdisk key list
   wrapdisk key rotate disk-kek         a new version of it
-  wrapdisk key disable disk-kek        no new mount of any disk under it
+  wrapdisk key disable disk-kek        every disk under it stops, until it is enabled
   wrapdisk key enable disk-kek
   wrapdisk key delete disk-kek2        it can be had back: key recover")]
 pub(super) enum Command {
@@ -58,14 +58,17 @@ Examples:
   wrapdisk key enable disk-kek
   wrapdisk key enable disk-kek --version 1d9aba4cc88ea2e058a6cc04fa7ef82f")]
     Enable(Switch),
-    /// Refuse every use of a key version: no disk under it can be mounted any more
+    /// Refuse every use of a key version: every disk under it stops
+    ///
+    /// Mounts that are up refuse their reads and writes within seconds, forget the key, and go on when it is enabled again.
     ///
     /// An emergency stop: on a terminal it says which disks it hits and asks, in a script it does as it is told.
     #[command(after_long_help = "\
 Examples:
+  wrapdisk key disable disk-kek --dry-run    which disks, mounts and processes that would stop
   wrapdisk key disable disk-kek
   wrapdisk key disable disk-kek/1d9aba4cc88ea2e058a6cc04fa7ef82f --yes")]
-    Disable(Switch),
+    Disable(Disable),
     /// Make the next version of a key: same size, operations and tags
     Rotate(policy::Rotate),
     #[command(subcommand)]
@@ -163,6 +166,7 @@ pub(super) struct Named {
 #[command(after_long_help = "\
 Examples:
   wrapdisk key show disk-kek
+  wrapdisk key show disk-kek --used-by
   wrapdisk key show disk-kek --pem > disk-kek.pub.pem")]
 pub(super) struct Show {
     /// NAME or NAME/VERSION
@@ -172,6 +176,10 @@ pub(super) struct Show {
     /// Print the public half as PEM
     #[arg(long)]
     pem: bool,
+
+    /// Show the disks, mounts and sets that need it; of NAME, those of all its versions
+    #[arg(long, conflicts_with = "pem")]
+    used_by: bool,
 
     #[command(flatten)]
     output: output::OutputArgs,
@@ -188,12 +196,18 @@ pub(super) struct Switch {
     #[arg(long = "version", id = "key-version", value_name = "VERSION")]
     version: Option<String>,
 
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-
     #[command(flatten)]
     output: output::OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(disable_version_flag = true)]
+pub(super) struct Disable {
+    #[command(flatten)]
+    switch: Switch,
+
+    #[command(flatten)]
+    stop: StopArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -221,9 +235,8 @@ pub(super) struct SetAttributes {
     #[command(flatten)]
     attributes: attributes::Attributes,
 
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    stop: StopArgs,
 
     #[command(flatten)]
     output: output::OutputArgs,
@@ -250,19 +263,11 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::ListVersions(args) => list_versions(context, args),
         Command::ListDeleted(output) => end::list_deleted(context, *output),
-        Command::Show(args) => {
-            let vault = context.existing()?.vault;
-            let call = vault.admin("key show");
-            if args.pem {
-                return output::line(vault.public_pem(&args.key, &call).map_err(mistyped)?.trim_end());
-            }
-            let key = vault.describe(&args.key, &call).map_err(mistyped)?;
-            print::show(&key, &vault.settings()?, args.output.json())
-        }
+        Command::Show(args) => show(context, args),
         Command::ShowDeleted(args) => end::show_deleted(context, args),
         Command::SetAttributes(args) => set_attributes(context, args),
-        Command::Enable(args) => switch(context, args, true),
-        Command::Disable(args) => switch(context, args, false),
+        Command::Enable(args) => switch(context, args, None),
+        Command::Disable(args) => switch(context, &args.switch, Some(args.stop)),
         Command::Rotate(args) => policy::rotate(context, args),
         Command::RotationPolicy(command) => policy::run(context, command),
         Command::Delete(args) => end::delete(context, args),
@@ -272,6 +277,24 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Restore(args) => files::restore(context, args),
         Command::Download(args) => files::download(context, args),
     }
+}
+
+fn show(context: &Context, args: &Show) -> Result<()> {
+    let access = context.existing()?;
+    let vault = &access.vault;
+    let call = vault.admin("key show");
+    if args.pem {
+        return output::line(vault.public_pem(&args.key, &call).map_err(mistyped)?.trim_end());
+    }
+    let key = vault.describe(&args.key, &call).map_err(mistyped)?;
+    if !args.used_by {
+        return print::show(&key, &vault.settings()?, args.output.json());
+    }
+    let radius = match args.key.version {
+        Some(_) => BlastRadius::of_version(context, &access, key.kid.as_str())?,
+        None => BlastRadius::of_key(context, &access, key.kid.versionless())?,
+    };
+    radius.show(args.output.json())
 }
 
 fn list_versions(context: &Context, args: &Named) -> Result<()> {
@@ -326,17 +349,11 @@ fn mistyped(e: impl Into<VaultError>) -> Error {
     }
 }
 
-fn switch(context: &Context, args: &Switch, enabled: bool) -> Result<()> {
-    let reason = if enabled { "key enable" } else { "key disable" };
-    let change = KeyUpdate { enabled: Some(enabled), ..KeyUpdate::default() };
-    update(
-        context,
-        &with_version(&args.key, args.version.as_deref())?,
-        &change,
-        args.yes,
-        reason,
-        args.output,
-    )
+/// On, or off with these options.
+fn switch(context: &Context, args: &Switch, off: Option<StopArgs>) -> Result<()> {
+    let reason = if off.is_none() { "key enable" } else { "key disable" };
+    let change = KeyUpdate { enabled: Some(off.is_none()), ..KeyUpdate::default() };
+    update(context, &with_version(&args.key, args.version.as_deref())?, &change, off, reason, args.output)
 }
 
 fn set_attributes(context: &Context, args: &SetAttributes) -> Result<()> {
@@ -346,7 +363,10 @@ fn set_attributes(context: &Context, args: &SetAttributes) -> Result<()> {
             .hint("give --enabled, --not-before, --expires, --ops or --tags"));
     }
     let key = with_version(&args.key, args.version.as_deref())?;
-    update(context, &key, &change, args.yes, "key set-attributes", args.output)
+    if args.stop.dry_run && args.enabled != Some(false) {
+        return Err(usage("--dry-run shows what would stop: found without --enabled false"));
+    }
+    update(context, &key, &change, Some(args.stop), "key set-attributes", args.output)
 }
 
 fn with_version(key: &KeyRef, version: Option<&str>) -> Result<KeyRef> {
@@ -361,27 +381,19 @@ fn update(
     context: &Context,
     key: &KeyRef,
     change: &KeyUpdate,
-    yes: bool,
+    stop: Option<StopArgs>,
     reason: &str,
     output: output::OutputArgs,
 ) -> Result<()> {
     let access = context.existing()?;
     let call = access.vault.admin(reason);
     let info = access.vault.describe(key, &call).map_err(mistyped)?;
-    if change.enabled == Some(false) {
-        warn_of_disabling(context, &access, &info, yes)?;
+    if let Some(stop) = stop.filter(|_| change.enabled == Some(false)) {
+        let radius = BlastRadius::of_version(context, &access, info.kid.as_str())?;
+        if !stop.agreed(&radius, &format!("Disable {}", info.kid), output.json())? {
+            return Ok(());
+        }
     }
     let key = access.vault.update_key(&KeyRef::from(&info.kid), change, &call)?;
     print::show(&key, &access.vault.settings()?, output.json())
-}
-
-/// Says what stops before it asks.
-fn warn_of_disabling(context: &Context, access: &Access, info: &KeyInfo, yes: bool) -> Result<()> {
-    let needed = end::Needs::of(context, access, info.kid.as_str(), false)?;
-    needed.tell();
-    if needed.is_empty() || !std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        // An emergency stop is never refused in a script (RULINGS 29); a person at a terminal is asked.
-        return Ok(());
-    }
-    prompt::confirm(&format!("Disable {}, which {} disk(s) need", info.kid, needed.disks()), yes)
 }

@@ -6,8 +6,9 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::cli::blast::{BlastRadius, StopArgs};
 use crate::cli::context::{Context, now};
-use crate::cli::grant::{describe, stops};
+use crate::cli::grant::describe;
 use crate::cli::{output, prompt};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::secret::SecretBytes;
@@ -37,20 +38,21 @@ Examples:
     #[command(after_long_help = "\
 Examples:
   wrapdisk vault identity enable backup-agent")]
-    Enable(Switch),
+    Enable(Named),
     /// Refuse every call in an identity's name, from the next one on
     ///
     /// An emergency stop: on a terminal it says which disks it hits and asks, in a script it does as it is told.
     #[command(after_long_help = "\
 Examples:
+  wrapdisk vault identity disable backup-agent --dry-run    which disks, mounts and processes that would stop
   wrapdisk vault identity disable backup-agent
   wrapdisk vault identity disable set-0f8e7d6c-5b4a-4938-8271-605f4e3d2c1b --yes")]
-    Disable(Switch),
+    Disable(Disable),
     /// Remove an identity for good, with its grants and credentials
     #[command(after_long_help = "\
 Examples:
   wrapdisk vault identity remove backup-agent --yes")]
-    Remove(Switch),
+    Remove(Remove),
     /// Add and remove what an identity signs in with
     #[command(subcommand)]
     Credential(Credential),
@@ -96,7 +98,25 @@ pub(in crate::cli) struct Show {
 }
 
 #[derive(Debug, clap::Args)]
-pub(in crate::cli) struct Switch {
+pub(in crate::cli) struct Named {
+    /// Name, client id or object id
+    identity: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Disable {
+    /// Name, client id or object id
+    identity: String,
+
+    #[command(flatten)]
+    stop: StopArgs,
+
+    #[command(flatten)]
+    output: output::OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Remove {
     /// Name, client id or object id
     identity: String,
 
@@ -199,8 +219,10 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         }
         Command::Disable(args) => {
             let identity = vault.find_identity(&args.identity, &call)?;
-            let hit = stops(context, &access, identity.oid)?;
-            ask(hit > 0, &format!("Disable {}, which {hit} disk(s) need", identity.name), args.yes)?;
+            let radius = BlastRadius::of_identity(context, &access, identity.oid)?;
+            if !args.stop.agreed(&radius, &format!("Disable {}", identity.name), args.output.json())? {
+                return Ok(());
+            }
             Ok(vault.set_identity_enabled(identity.oid, false, &call)?)
         }
         Command::Remove(args) => {
@@ -236,14 +258,6 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             Ok(vault.remove_credential(identity.oid, *id, &call)?)
         }
     }
-}
-
-/// An emergency stop is never refused in a script (RULINGS 29); a person at a terminal is asked.
-fn ask(hits: bool, question: &str, yes: bool) -> Result<()> {
-    if hits && std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-        prompt::confirm(question, yes)?;
-    }
-    Ok(())
 }
 
 fn end(days: Option<u32>) -> Option<i64> {

@@ -1,0 +1,239 @@
+//! The blast radius: which disks, mounts and sets stop when a key, one version of it, or an identity is taken away.
+//!
+//! Must never see: keys, headers. The registry and the control sockets say what there is; a container that this machine
+//! never saw is not counted.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::context::Context;
+use super::{output, prompt};
+use crate::control::{MountStatus, json_path};
+use crate::error::Result;
+use crate::set::access::Access;
+use crate::set::{ContainerRecord, Set};
+
+/// What would stop.
+#[derive(Debug, Serialize)]
+pub(super) struct BlastRadius {
+    disks: Vec<Disk>,
+    mounts: Vec<Mount>,
+    /// They hold no data, but make no disks any more.
+    sets: Vec<String>,
+}
+
+/// A container: a disk, a snapshot or an image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Disk {
+    kind: String,
+    uuid: String,
+    #[serde(with = "json_path")]
+    path: PathBuf,
+    /// It is not at its path any more; it stops all the same, wherever it is.
+    missing: bool,
+    /// Key versions that open it and stay.
+    still_opens_under: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Mount {
+    #[serde(with = "json_path")]
+    mountpoint: PathBuf,
+    uuid: String,
+    pid: u32,
+    users: Vec<Process>,
+    /// Loop devices over the plaintext.
+    loops: Vec<String>,
+}
+
+/// Somebody who has the plaintext open.
+#[derive(Debug, Serialize)]
+struct Process {
+    pid: u32,
+    name: String,
+}
+
+/// The options of every command that stops disks.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct StopArgs {
+    /// Show what would stop, and do nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+impl StopArgs {
+    /// Shows what stops; on a terminal asks. An emergency stop is never refused in a script (RULINGS 29).
+    ///
+    /// True: go on. False: it was a dry run.
+    pub(super) fn agreed(self, radius: &BlastRadius, question: &str, json: bool) -> Result<bool> {
+        if self.dry_run {
+            return radius.show(json).map(|()| false);
+        }
+        radius.tell();
+        if !radius.is_empty() && std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+            prompt::confirm(&format!("{question}, which {}", radius.count()), self.yes)?;
+        }
+        Ok(true)
+    }
+}
+
+impl BlastRadius {
+    /// Of one version of a key.
+    pub(super) fn of_version(context: &Context, access: &Access, kid: &str) -> Result<Self> {
+        Self::of(context, access, |found| found == kid, |_| false)
+    }
+
+    /// Of a key with all its versions; `key` is its identifier without version.
+    pub(super) fn of_key(context: &Context, access: &Access, key: &str) -> Result<Self> {
+        let hit = |found: &str| found.strip_prefix(key).is_some_and(|rest| rest.starts_with('/'));
+        Self::of(context, access, hit, |set| set.key == key)
+    }
+
+    fn of(
+        context: &Context,
+        access: &Access,
+        hit: impl Fn(&str) -> bool,
+        takes: impl Fn(&Set) -> bool,
+    ) -> Result<Self> {
+        let disks = access.sets.containers(None)?;
+        let disks = disks.iter().filter(|c| c.kids.iter().any(|kid| hit(kid)));
+        let mounts = context.mounts()?;
+        let mounts = mounts.iter().filter(|m| m.key.as_deref().is_some_and(&hit));
+        let sets = access.sets.list()?.into_iter().filter(takes);
+        Ok(Self {
+            disks: disks.map(|c| Disk::new(c, &hit)).collect(),
+            mounts: mounts.map(Mount::new).collect(),
+            sets: sets.map(|set| set.name).collect(),
+        })
+    }
+
+    /// Of an identity in whose name sets ask for their keys.
+    pub(super) fn of_identity(context: &Context, access: &Access, identity: Uuid) -> Result<Self> {
+        let sets: Vec<Set> = access.sets.list()?.into_iter().filter(|s| s.identity == identity).collect();
+        let theirs = |id: Option<Uuid>| sets.iter().any(|set| Some(set.id) == id);
+        let disks = access.sets.containers(None)?;
+        let mounts = context.mounts()?;
+        // A mount names its set as a token does: NAME/UUID.
+        let set_of = |m: &MountStatus| Uuid::parse_str(m.set.as_deref()?.rsplit('/').next()?).ok();
+        let guarded = mounts.iter().filter(|m| !m.unguarded && theirs(set_of(m)));
+        Ok(Self {
+            disks: disks.iter().filter(|c| theirs(c.set)).map(|c| Disk::new(c, |_| true)).collect(),
+            mounts: guarded.map(Mount::new).collect(),
+            sets: sets.iter().map(|set| set.name.clone()).collect(),
+        })
+    }
+
+    /// Nothing hangs on it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.disks.is_empty() && self.mounts.is_empty() && self.sets.is_empty()
+    }
+
+    /// "2 disk(s) and 1 set(s) need".
+    pub(super) fn count(&self) -> String {
+        format!("{} disk(s) and {} set(s) need", self.disks.len(), self.sets.len())
+    }
+
+    /// To the person who asked for it.
+    pub(super) fn tell(&self) {
+        for line in self.lines() {
+            output::note(&format!("  {line}"));
+        }
+    }
+
+    /// As a command's result.
+    pub(super) fn show(&self, json: bool) -> Result<()> {
+        if json {
+            return output::json(self);
+        }
+        if self.is_empty() {
+            return output::line("nothing needs it");
+        }
+        self.lines().iter().try_for_each(|line| output::line(line))
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let disks = self.disks.iter().map(Disk::line);
+        let mounts = self.mounts.iter().map(Mount::line);
+        let sets = self.sets.iter().map(|set| format!("set {set} makes no disks any more"));
+        disks.chain(mounts).chain(sets).collect()
+    }
+}
+
+impl Disk {
+    fn new(c: &ContainerRecord, hit: impl Fn(&str) -> bool) -> Self {
+        Self {
+            kind: c.kind.clone(),
+            uuid: c.uuid.clone(),
+            path: c.path.clone(),
+            missing: !c.path.exists(),
+            still_opens_under: c.kids.iter().filter(|kid| !hit(kid)).cloned().collect(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let what = if self.kind == "disk" { String::new() } else { format!("{} ", self.kind) };
+        let missing = if self.missing { " (not there now)" } else { "" };
+        let name = format!("{what}{}{missing}", self.path.display());
+        match &self.still_opens_under[..] {
+            [] => format!("{name} will not mount any more"),
+            others => format!("{name} will open under {} only", others.join(", ")),
+        }
+    }
+}
+
+impl Mount {
+    fn new(m: &MountStatus) -> Self {
+        Self {
+            mountpoint: m.mountpoint.clone(),
+            uuid: m.uuid.clone(),
+            pid: m.pid,
+            users: users_of(&m.file),
+            loops: loops_over(&m.file),
+        }
+    }
+
+    fn line(&self) -> String {
+        let users = self.users.iter().map(|user| format!("{} {}", user.name, user.pid));
+        let users: Vec<String> = users.chain(self.loops.iter().cloned()).collect();
+        let users =
+            if users.is_empty() { String::new() } else { format!(", in use by {}", users.join(", ")) };
+        format!(
+            "{} (process {}{users}) stops: its reads and writes fail until the key is back",
+            self.mountpoint.display(),
+            self.pid
+        )
+    }
+}
+
+/// Processes that have a file open, as far as this user may see. By name only: a disk that hangs must not hang us.
+fn users_of(file: &Path) -> Vec<Process> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let has_it = |pid: &u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|target| target == file)
+    };
+    let named = |pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Process { pid, name: name.trim_end().to_owned() }
+    };
+    pids.filter(has_it).map(named).collect()
+}
+
+/// Loop devices whose backing file it is (sysfs, `loop/backing_file`).
+fn loops_over(file: &Path) -> Vec<String> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let over = devices.filter(|device| {
+        let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
+        backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == file)
+    });
+    over.map(|device| format!("/dev/{}", device.file_name().to_string_lossy())).collect()
+}

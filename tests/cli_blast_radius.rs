@@ -1,0 +1,105 @@
+//! Before a key is taken away: are all the disks, mounts, users and sets shown that would stop, and nothing done in a dry
+//! run?
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs::{self, File};
+
+use serde_json::{Value, json};
+use support::{Home, run};
+
+/// Every command that stops disks, but for `--dry-run`.
+fn stops(home: &Home) -> Vec<Vec<String>> {
+    let oid = home.json(["set", "show", "default"])["identity"]["principalId"].as_str().unwrap().to_owned();
+    let commands = [
+        "key disable disk-kek",
+        "key set-attributes disk-kek --enabled false",
+        "key delete disk-kek",
+        "revoke --set default",
+        &format!("vault revoke {oid} --all"),
+        &format!("vault identity disable {oid}"),
+    ];
+    commands.iter().map(|c| c.split(' ').map(str::to_owned).collect()).collect()
+}
+
+fn paths(radius: &Value) -> Vec<String> {
+    radius["disks"].as_array().unwrap().iter().map(|d| d["path"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_dry_run_names_disks_mounts_and_who_uses_them_and_does_nothing() {
+    let home = Home::ready();
+    home.create("idle.wd", "1M", &[]);
+    home.create("gone.wd", "1M", &[]);
+    home.create("up.wd", "1M", &[]);
+    let uuid = home.json(["info", "up.wd"])["uuid"].clone();
+    fs::rename(home.path("gone.wd"), home.path("elsewhere.wd")).unwrap();
+    let mount = home.mount("up.wd", &[]);
+    let open = File::open(&mount.file).unwrap();
+    let device = run("losetup", ["--find", "--show", mount.file.to_str().unwrap()]);
+    let device = device.trim_end();
+
+    for stop in stops(&home) {
+        let arguments = [&stop[..], &["--dry-run".into()]].concat();
+        let radius = home.json(arguments.iter().map(String::as_str));
+        let disk = |name: &str| {
+            let path = home.text(name);
+            radius["disks"].as_array().unwrap().iter().find(|d| d["path"] == path).cloned().unwrap()
+        };
+        assert_eq!(disk("idle.wd")["missing"], false, "{stop:?} {radius}");
+        assert_eq!(disk("gone.wd")["missing"], true, "{stop:?} {radius}");
+        assert_eq!(disk("idle.wd")["stillOpensUnder"], json!([]), "{stop:?} {radius}");
+        let up = &radius["mounts"][0];
+        assert_eq!((&up["uuid"], &radius["mounts"][1]), (&uuid, &Value::Null), "{stop:?} {radius}");
+        let us = |user: &Value| user["pid"] == std::process::id();
+        assert!(up["users"].as_array().unwrap().iter().any(us), "{stop:?} {radius}");
+        assert_eq!(up["loops"], json!([device]), "{stop:?} {radius}");
+        let names_the_set = !stop.iter().any(|word| word == "disable" || word == "set-attributes")
+            || stop.iter().any(|word| word == "identity");
+        assert_eq!(radius["sets"] == json!(["default"]), names_the_set, "{stop:?} {radius}");
+
+        let said = home.wrapdisk([&stop[..], &["--dry-run".into()]].concat()).ok();
+        assert!(said.contains(&format!("{} will not mount any more", home.text("idle.wd"))), "{said}");
+        assert!(said.contains("gone.wd (not there now)"), "{said}");
+        assert!(said.contains("in use by ") && said.contains(device), "{said}");
+        assert!(said.contains(" stops: its reads and writes fail until the key is back"), "{said}");
+    }
+    run("losetup", ["--detach", device]);
+    drop(open);
+    // Nothing was done.
+    mount.unmount();
+    home.wrapdisk(["check", "up.wd"]).ok();
+    assert_eq!(home.json(["key", "show", "disk-kek"])["attributes"]["enabled"], true);
+}
+
+#[test]
+fn a_version_that_wraps_nothing_is_needed_by_nothing() {
+    let home = Home::ready();
+    home.create("vm.wd", "1M", &[]);
+    let first = home.json(["key", "show", "disk-kek"])["version"].as_str().unwrap().to_owned();
+    home.wrapdisk(["key", "create", "idle", "--size", "2048"]).ok();
+    assert_eq!(home.wrapdisk(["key", "disable", "idle", "--dry-run"]).ok(), "nothing needs it");
+    assert_eq!(home.wrapdisk(["key", "show", "idle", "--used-by"]).ok(), "nothing needs it");
+    let needed = home.json(["key", "show", &format!("disk-kek/{first}"), "--used-by"]);
+    assert!(paths(&needed).contains(&home.text("vm.wd").to_owned()), "{needed}");
+    assert_eq!(needed["sets"], json!([]), "{needed}");
+    assert_eq!(home.json(["key", "show", "disk-kek", "--used-by"])["sets"], json!(["default"]));
+    home.wrapdisk(["key", "set-attributes", "disk-kek", "--tags", "a=b", "--dry-run"]).fails(2);
+}
+
+#[test]
+fn what_is_in_use_is_purged_by_force_only() {
+    let home = Home::ready();
+    home.create("vm.wd", "1M", &[]);
+    home.wrapdisk(["key", "delete", "disk-kek"]).ok();
+    let radius = home.json(["key", "purge", "disk-kek", "--dry-run"]);
+    assert!(paths(&radius).contains(&home.text("vm.wd").to_owned()), "{radius}");
+    let err = home.wrapdisk(["key", "purge", "disk-kek", "--yes"]).fails(1);
+    assert!(err.contains(" disk(s) and 1 set(s) need"), "{err}");
+    home.wrapdisk(["key", "recover", "disk-kek"]).ok();
+    home.wrapdisk(["check", "vm.wd"]).ok();
+    home.wrapdisk(["key", "delete", "disk-kek"]).ok();
+    home.wrapdisk(["key", "purge", "disk-kek", "--yes", "--force"]).ok();
+    home.wrapdisk(["key", "recover", "disk-kek"]).fails(1);
+}
