@@ -24,6 +24,13 @@ fn a_vault_is_made_with_a_name_and_not_twice() {
     let made = home.json(["vault", "init", "production"]);
     assert_eq!(made["name"], "production");
     assert!(home.wrapdisk(["vault", "init"]).fails(1).contains("there is a vault already"));
+
+    let strict = Home::new();
+    strict.wrapdisk(["vault", "init", "--retention-days", "6"]).fails(2);
+    strict.wrapdisk(["vault", "init", "--retention-days", "30", "--enable-purge-protection"]).ok();
+    strict.wrapdisk(["vault", "update", "--retention-days", "29"]).fails(1); // a way around the protection
+    let settings = strict.json(["vault", "update", "--retention-days", "30"]);
+    assert_eq!(settings["enablePurgeProtection"], true);
     assert!(home.wrapdisk(["key", "list"]).ok().starts_with("NAME"), "no key was made");
 }
 

@@ -123,6 +123,12 @@ fn every_route_needs_its_permission_and_no_other() {
                 served.client(&others).raw(method, &format!("{path}?{VERSION}"), Some("no json"), &[]);
             assert_eq!(blind.error().0, 403, "{method} {path}");
         }
+        // Whoever has one of the permissions that do learns it.
+        for need in needs.iter().filter(|_| body.is_some()) {
+            let told =
+                served.client(&[*need]).raw(method, &format!("{path}?{VERSION}"), Some("no json"), &[]);
+            assert_eq!(told.error().0, 400, "{method} {path} {need:?}");
+        }
         let done = ask(&served.client(&needs[..1]));
         assert!([200, 204].contains(&done.status), "{method} {path}: {done:?}");
         assert_eq!(done.status == 204, done.text.is_empty());

@@ -50,11 +50,20 @@ pub(super) enum Command {
 #[command(after_long_help = "\
 Examples:
   wrapdisk vault init
-  wrapdisk --state /srv/keys vault init production")]
+  wrapdisk --state /srv/keys vault init production
+  wrapdisk vault init production --retention-days 30 --enable-purge-protection")]
 pub(super) struct Init {
     /// 1 to 127 letters, digits and dashes
     #[arg(default_value = "default")]
     name: String,
+
+    /// How long a deleted key can be had back, 7 to 90 [default: 90]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(7..=90))]
+    retention_days: Option<u32>,
+
+    /// Deleted keys stay until their time has come; this cannot be taken back
+    #[arg(long)]
+    enable_purge_protection: bool,
 
     #[command(flatten)]
     output: output::OutputArgs,
@@ -82,6 +91,10 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
 fn init(context: &Context, args: &Init) -> Result<()> {
     let state = &context.dirs.state;
     let vault = LocalVault::init(state, &args.name)?;
+    if args.retention_days.is_some() || args.enable_purge_protection {
+        let protect = args.enable_purge_protection.then_some(true);
+        vault.set_retention(args.retention_days, protect, &vault.admin("vault init"))?;
+    }
     if args.output.json() {
         return output::json(&serde_json::json!({ "name": vault.name(), "id": vault.id().to_string() }));
     }

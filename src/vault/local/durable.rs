@@ -62,13 +62,29 @@ impl Durable {
     }
 }
 
+/// A connection that goes back to FULL, also when the work panics: a lock that was poisoned is used again.
+struct Relaxed<'a>(&'a mut Connection);
+
+impl Relaxed<'_> {
+    fn end(&mut self) -> rusqlite::Result<()> {
+        self.0.pragma_update(None, "synchronous", "FULL")
+    }
+}
+
+impl Drop for Relaxed<'_> {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
 /// Runs `work`, whose commits are made durable by [`Durable::wait`].
 pub(super) fn relaxed<T, E: From<rusqlite::Error>>(
     conn: &mut Connection,
     work: impl FnOnce(&mut Connection) -> Result<T, E>,
 ) -> Result<T, E> {
     conn.pragma_update(None, "synchronous", "NORMAL")?;
-    let done = work(conn);
-    conn.pragma_update(None, "synchronous", "FULL")?;
+    let mut relaxed = Relaxed(conn);
+    let done = work(relaxed.0);
+    relaxed.end()?;
     done
 }

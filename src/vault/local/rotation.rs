@@ -52,7 +52,7 @@ impl LocalVault {
             action: "rotationpolicy",
         };
         self.audited(task, call, |work| {
-            work.require_either(name, Permission::Get)?;
+            work.require_either(Some(name), Permission::Get)?;
             let row = work.find_for_admin_allowed(name)?;
             work.policy(&row)
         })
@@ -76,7 +76,7 @@ impl LocalVault {
             action: "rotationpolicy",
         };
         self.audited(task, call, |work| {
-            work.require_either(name, Permission::Update)?;
+            work.require_either(Some(name), Permission::Update)?;
             work.check_name(name)?;
             let mut policy = policy.clone().checked().map_err(|e| {
                 work.refuse(|scene| {
@@ -194,9 +194,9 @@ fn is_due(row: &Version, policy: &RotationPolicy, action: PolicyAction) -> bool 
 
 impl Work<'_> {
     /// Either the operation's own permission or the more general one that Azure takes as well.
-    fn require_either(&mut self, name: &str, other: Permission) -> Result<(), Fail> {
-        self.allowed = self.caller.may(self.tx, other, Some(name))?;
-        if self.allowed { Ok(()) } else { self.require(Some(name)) }
+    pub(super) fn require_either(&mut self, name: Option<&str>, other: Permission) -> Result<(), Fail> {
+        self.allowed = self.caller.may(self.tx, other, name)?;
+        if self.allowed { Ok(()) } else { self.require(name) }
     }
 
     fn find_for_admin_allowed(&mut self, name: &str) -> Result<Version, Fail> {

@@ -25,11 +25,12 @@ pub enum TurnedDown {
 }
 
 impl LocalVault {
-    /// Refuses a request and records that. `permission`: what it needed, of which key; `None`: a token was enough.
+    /// Refuses a request and records that. `permissions`: what it needed, of which key: the operation's own, and a more
+    /// general one that does as well; none: a token was enough.
     pub fn turn_down(
         &self,
         operation: &'static str,
-        permission: Option<Permission>,
+        permissions: &[Permission],
         key: Option<&str>,
         why: TurnedDown,
         call: &Call,
@@ -39,15 +40,17 @@ impl LocalVault {
             Some(_) => "/keys/(invalid)".to_owned(),
             None => "/keys".to_owned(),
         };
-        let needed = permission.unwrap_or(Permission::Get);
+        let needed = *permissions.first().unwrap_or(&Permission::Get);
         let task = Task { operation, permission: needed, path: &path, action: "" };
         let done = self.audited(task, call, |work| -> Result<Infallible, Fail> {
             let message = match why {
                 TurnedDown::Firewall(address) => return Err(work.refuse(|scene| scene.firewall(address))),
                 TurnedDown::Malformed(message) => message,
             };
-            if permission.is_some() {
-                work.require(key)?;
+            match permissions {
+                [] => {}
+                [_] => work.require(key)?,
+                [_, general, ..] => work.require_either(key, *general)?,
             }
             Err(work.refuse(|scene| scene.bad_parameter(message, "correct the request")))
         });

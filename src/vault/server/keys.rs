@@ -57,45 +57,45 @@ pub(super) fn answer(asked: &Asked<'_>, route: &Route) -> Reply {
 
 /// Refuses in the vault's name, so that it is on record.
 pub(super) fn turn_down(vault: &LocalVault, route: &Route, why: TurnedDown, call: &Call) -> Reply {
-    let (operation, permission, name) = on_record(route);
-    vault.turn_down(operation, permission, name, why, call).into()
+    let (operation, permissions, name) = on_record(route);
+    vault.turn_down(operation, permissions, name, why, call).into()
 }
 
-/// The audit's name of a route, what it needs, and of which key.
-fn on_record(route: &Route) -> (&'static str, Option<Permission>, Option<&str>) {
+/// The audit's name of a route, what it needs (its own permission, and a general one that does as well), and of which key.
+fn on_record(route: &Route) -> (&'static str, &'static [Permission], Option<&str>) {
     use Permission as P;
-    let (operation, permission, name): (_, _, Option<&String>) = match route {
-        Route::Create(n) => ("KeyCreate", Some(P::Create), Some(n)),
-        Route::Import(n) => ("KeyImport", Some(P::Import), Some(n)),
-        Route::Get(k) => ("KeyGet", Some(P::Get), Some(&k.name)),
-        Route::Update(k) => ("KeyUpdate", Some(P::Update), Some(&k.name)),
-        Route::Delete(n) => ("KeyDelete", Some(P::Delete), Some(n)),
-        Route::List => ("KeyList", Some(P::List), None),
-        Route::ListVersions(n) => ("KeyListVersions", Some(P::List), Some(n)),
-        Route::Rotate(n) => ("KeyRotate", Some(P::Rotate), Some(n)),
-        Route::GetPolicy(n) => ("KeyRotationPolicyGet", Some(P::Get), Some(n)),
-        Route::SetPolicy(n) => ("KeyRotationPolicySet", Some(P::Update), Some(n)),
+    let (operation, permissions, name): (_, &[P], Option<&String>) = match route {
+        Route::Create(n) => ("KeyCreate", &[P::Create], Some(n)),
+        Route::Import(n) => ("KeyImport", &[P::Import], Some(n)),
+        Route::Get(k) => ("KeyGet", &[P::Get], Some(&k.name)),
+        Route::Update(k) => ("KeyUpdate", &[P::Update], Some(&k.name)),
+        Route::Delete(n) => ("KeyDelete", &[P::Delete], Some(n)),
+        Route::List => ("KeyList", &[P::List], None),
+        Route::ListVersions(n) => ("KeyListVersions", &[P::List], Some(n)),
+        Route::Rotate(n) => ("KeyRotate", &[P::Rotate], Some(n)),
+        Route::GetPolicy(n) => ("KeyRotationPolicyGet", &[P::GetRotationPolicy, P::Get], Some(n)),
+        Route::SetPolicy(n) => ("KeyRotationPolicySet", &[P::SetRotationPolicy, P::Update], Some(n)),
         Route::Use(op, k) => {
-            let (operation, permission) = match op {
-                KeyOperation::Encrypt => ("KeyEncrypt", P::Encrypt),
-                KeyOperation::Decrypt => ("KeyDecrypt", P::Decrypt),
-                KeyOperation::Sign => ("KeySign", P::Sign),
-                KeyOperation::Verify => ("KeyVerify", P::Verify),
-                KeyOperation::WrapKey => ("KeyWrap", P::WrapKey),
-                KeyOperation::UnwrapKey => ("KeyUnwrap", P::UnwrapKey),
+            let (operation, permissions): (_, &[P]) = match op {
+                KeyOperation::Encrypt => ("KeyEncrypt", &[P::Encrypt]),
+                KeyOperation::Decrypt => ("KeyDecrypt", &[P::Decrypt]),
+                KeyOperation::Sign => ("KeySign", &[P::Sign]),
+                KeyOperation::Verify => ("KeyVerify", &[P::Verify]),
+                KeyOperation::WrapKey => ("KeyWrap", &[P::WrapKey]),
+                KeyOperation::UnwrapKey => ("KeyUnwrap", &[P::UnwrapKey]),
             };
-            (operation, Some(permission), Some(&k.name))
+            (operation, permissions, Some(&k.name))
         }
-        Route::Backup(n) => ("KeyBackup", Some(P::Backup), Some(n)),
-        Route::Restore => ("KeyRestore", Some(P::Restore), None),
-        Route::GetDeleted(n) => ("KeyGetDeleted", Some(P::Get), Some(n)),
-        Route::ListDeleted => ("KeyListDeleted", Some(P::List), None),
-        Route::Recover(n) => ("KeyRecover", Some(P::Recover), Some(n)),
-        Route::Purge(n) => ("KeyPurge", Some(P::Purge), Some(n)),
-        Route::Random => ("RandomBytesGet", None, None),
-        Route::Unsupported(_) => ("KeyRelease", None, None),
+        Route::Backup(n) => ("KeyBackup", &[P::Backup], Some(n)),
+        Route::Restore => ("KeyRestore", &[P::Restore], None),
+        Route::GetDeleted(n) => ("KeyGetDeleted", &[P::Get], Some(n)),
+        Route::ListDeleted => ("KeyListDeleted", &[P::List], None),
+        Route::Recover(n) => ("KeyRecover", &[P::Recover], Some(n)),
+        Route::Purge(n) => ("KeyPurge", &[P::Purge], Some(n)),
+        Route::Random => ("RandomBytesGet", &[], None),
+        Route::Unsupported(_) => ("KeyRelease", &[], None),
     };
-    (operation, permission, name.map(String::as_str))
+    (operation, permissions, name.map(String::as_str))
 }
 
 impl Asked<'_> {
