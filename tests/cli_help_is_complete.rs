@@ -62,6 +62,10 @@ check
 completion
 create
 grant
+guest
+guest add
+guest list
+guest remove
 header
 header backup
 header dump

@@ -18,6 +18,7 @@ mod create;
 mod daemon;
 mod generate;
 mod grant;
+mod guest;
 mod header;
 mod helper;
 mod info;
@@ -98,6 +99,8 @@ enum Command {
     Set(set::Command),
     #[command(subcommand)]
     Vault(vault::Command),
+    #[command(subcommand)]
+    Guest(guest::Command),
     Grant(grant::GrantSet),
     Revoke(grant::RevokeSet),
     #[command(subcommand)]
@@ -176,6 +179,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Key(command) => key::run(&context, &command),
         Command::Set(command) => set::run(&context, &command),
         Command::Vault(command) => vault::run(&context, &command),
+        Command::Guest(command) => guest::run(&context, &command),
         Command::Grant(args) => grant::grant_set(&context, &args),
         Command::Revoke(args) => grant::revoke_set(&context, &args),
         Command::Audit(command) => audit::run(&context, &command),

@@ -12,6 +12,9 @@ use crate::control::live::Facts;
 use crate::control::{LiveMount, MountStatus, Server, json_path};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
+use crate::guard::guests::Guests;
+use crate::guard::{Place, Responses};
+use crate::set::container::MountedContainer;
 use crate::store::Access as StoreAccess;
 use crate::units::ByteLen;
 
@@ -79,6 +82,11 @@ pub(super) struct Args {
     /// Mount over a folder that is not empty
     #[arg(long)]
     pub(super) nonempty: bool,
+
+    /// The QMP socket of a virtual machine that uses this disk, or will: what happens to it when the key is revoked is
+    /// the mount's to say; may be given several times
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) qmp: Vec<PathBuf>,
 
     #[command(flatten)]
     pub(super) unlock: UnlockArgs,
@@ -164,13 +172,39 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     // start.
     let path = opened.path.clone();
     let (container, access) = opened.without_key(args.read_only);
-    let mount = Arc::new(LiveMount { facts, disk, container: Arc::new(container), access });
+    let (guests, _responses) = surroundings(context, args, &facts, &container)?;
+    let mount = Arc::new(LiveMount { facts, disk, container: Arc::new(container), access, guests });
     let server = Server::start(&context.dirs, &mountpoint, Arc::clone(&mount) as _)?;
     ready(context, args, &file, &mount)?;
     crate::secret::scrub_deep_stack();
     let served = session.run().map_err(|e| e.at(&path));
     drop(server);
     served
+}
+
+/// The guests of this mount, and what is done about what its guard reports.
+fn surroundings(
+    context: &Context,
+    args: &Args,
+    facts: &Facts,
+    container: &MountedContainer,
+) -> Result<(Arc<Guests>, Arc<Responses>)> {
+    let guests = Arc::new(Guests::new(facts.file.clone()));
+    for qmp in &args.qmp {
+        // Now: a mount in the background leaves this folder.
+        guests.add(&std::path::absolute(qmp).io_at("resolve", qmp)?)?;
+    }
+    let header = container.header();
+    let place = Place {
+        disk: container.path().to_owned(),
+        uuid: header.uuid().to_owned(),
+        set: header.tokens().next().map(|(_, token)| token.set().to_owned()).unwrap_or_default(),
+        mountpoint: facts.mountpoint.clone(),
+        file: facts.file.clone(),
+        config: context.dirs.config.clone(),
+    };
+    let responses = Arc::new(Responses::start(place, Arc::clone(&guests))?);
+    Ok((guests, responses))
 }
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use super::context::Context;
-use super::{output, size};
+use super::{guest, output, size};
 use crate::cache::CacheStats;
 use crate::control::MountStatus;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::guests::GuestList;
 
 /// Show what is mounted: disk, key version, cache and I/O counters
 #[derive(Debug, clap::Args)]
@@ -35,22 +36,39 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             }
         },
     };
+    let guests: Vec<_> = mounts.iter().map(|mount| guests_of(context, mount)).collect();
     if args.output.json() {
-        return output::json(&mounts);
+        return output::json(&mounts.iter().zip(&guests).map(document).collect::<Result<Vec<_>>>()?);
     }
     if mounts.is_empty() {
         return output::line("nothing is mounted");
     }
-    for (i, mount) in mounts.iter().enumerate() {
+    for (i, (mount, guests)) in mounts.iter().zip(&guests).enumerate() {
         if i > 0 {
             output::line("")?;
         }
-        show(mount)?;
+        show(mount, guests)?;
     }
     Ok(())
 }
 
-fn show(m: &MountStatus) -> Result<()> {
+/// None where the mount does not say; its status is worth having all the same.
+fn guests_of(context: &Context, mount: &MountStatus) -> GuestList {
+    guest::of(context, mount).unwrap_or_else(|e| {
+        log::warn!("{}", e.or_at(&mount.mountpoint).chain());
+        GuestList::default()
+    })
+}
+
+fn document((mount, guests): (&MountStatus, &GuestList)) -> Result<serde_json::Value> {
+    let encode = |e| Error::new(ErrorKind::Other, "encode").caused_by(e);
+    let mut value = serde_json::to_value(mount).map_err(encode)?;
+    value["guests"] = serde_json::to_value(&guests.guests).map_err(encode)?;
+    value["unregistered"] = serde_json::to_value(&guests.unregistered).map_err(encode)?;
+    Ok(value)
+}
+
+fn show(m: &MountStatus, guests: &GuestList) -> Result<()> {
     let mut state = m.state.clone();
     if m.read_only {
         state.push_str(", read-only");
@@ -86,6 +104,12 @@ fn show(m: &MountStatus) -> Result<()> {
         ),
     ];
     fields.push(("cache", m.cache.as_ref().map_or_else(|| "off".to_owned(), cache)));
+    for guest in &guests.guests {
+        fields.push(("guest", format!("{} ({})", guest.qmp.display(), guest::describe(guest))));
+    }
+    for holder in &guests.unregistered {
+        fields.push(("guest", format!("{holder}, not registered: see wrapdisk guest add --help")));
+    }
     output::fields(&fields)
 }
 

@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::MountStatus;
+use super::protocol::GuestAsk;
 use super::server::Mounted;
 use crate::disk::PlainDisk;
+use crate::error::Result;
 use crate::guard::GuardStatus;
+use crate::guard::guests::{GuestList, Guests};
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 
@@ -34,6 +37,8 @@ pub struct LiveMount {
     pub container: Arc<MountedContainer>,
     /// The sets and vaults; `None` when it was opened by passphrase.
     pub access: Option<Arc<Access>>,
+    /// The virtual machines that use it.
+    pub guests: Arc<Guests>,
 }
 
 impl LiveMount {
@@ -68,4 +73,13 @@ impl Mounted for LiveMount {
     }
 
     fn poke(&self) {}
+
+    fn guests(&self, ask: &GuestAsk) -> Result<GuestList> {
+        match ask {
+            GuestAsk::List => {}
+            GuestAsk::Add { qmp } => drop(self.guests.add(qmp)?),
+            GuestAsk::Remove { qmp } => self.guests.remove(qmp)?,
+        }
+        Ok(self.guests.look())
+    }
 }

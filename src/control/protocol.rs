@@ -2,6 +2,8 @@
 //!
 //! Must never see: sockets. An answer is the JSON of what was asked for, or a [`Refusal`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
@@ -15,8 +17,28 @@ pub const MAX_LINE: u64 = 64 * 1024;
 pub enum Ask {
     /// -> [`super::MountStatus`].
     Status,
+    /// -> [`GuestList`](crate::guard::guests::GuestList) after what is asked for was done.
+    Guests(GuestAsk),
     /// Keys, grants or sets were changed: look now. -> [`Done`], before it has looked.
     Poke,
+}
+
+/// What is asked about guests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "guests", rename_all = "kebab-case")]
+pub enum GuestAsk {
+    /// Which there are, and what they do.
+    List,
+    /// One more, by its monitor.
+    Add {
+        /// The monitor's socket.
+        qmp: PathBuf,
+    },
+    /// One less.
+    Remove {
+        /// The monitor's socket.
+        qmp: PathBuf,
+    },
 }
 
 /// The answer where there is nothing to say.

@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::MountStatus;
-use super::protocol::{Ask, Done, MAX_LINE, Refusal};
+use super::protocol::{Ask, Done, GuestAsk, MAX_LINE, Refusal};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::guard::guests::GuestList;
 
 /// A peer that says nothing, or takes nothing in, for this long is dropped.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,6 +34,12 @@ pub trait Mounted: Send + Sync {
 
     /// Keys, grants or sets were changed: have the guard look now. Does not wait for it.
     fn poke(&self);
+
+    /// Its guests, after this was done. Takes up to a second a guest that does not answer, all at once.
+    ///
+    /// # Errors
+    /// As [`Guests::add`](crate::guard::guests::Guests::add) and `remove`.
+    fn guests(&self, ask: &GuestAsk) -> Result<GuestList>;
 }
 
 /// Answers for one mount until dropped.
@@ -116,6 +123,7 @@ fn serve(peer: &UnixStream, mounted: &dyn Mounted) -> Result<()> {
 fn obey(ask: Ask, mounted: &dyn Mounted) -> Result<Value> {
     match ask {
         Ask::Status => json(&mounted.status()),
+        Ask::Guests(ask) => json(&mounted.guests(&ask)?),
         Ask::Poke => {
             mounted.poke();
             json(&Done {})

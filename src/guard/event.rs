@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::revocation::OnRevoke;
 use crate::vault::Denial;
 
 /// Why a mount that serves is in trouble.
@@ -169,6 +170,8 @@ pub struct GuardEvent {
     pub mountpoint: PathBuf,
     /// For people: what the vault said.
     pub reason: String,
+    /// What the policy says now, with its default resolved: [`OnRevoke::Shutdown`] ends guests.
+    pub on_revoke: OnRevoke,
 }
 
 impl fmt::Display for GuardEvent {

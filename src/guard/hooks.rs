@@ -6,7 +6,8 @@
 //! | Variable | Example |
 //! |---|---|
 //! | `WRAPDISK_EVENT` | `fenced` (the names of docs/EVENTS.md) |
-//! | `WRAPDISK_REASON` | `KeyDisabled: key "disk-kek" is disabled` |
+//! | `WRAPDISK_WHY` | `disabled`, `deleted`, `no-permission`, `outage`, ...; empty where nothing is wrong |
+//! | `WRAPDISK_REASON` | what the vault said, for people |
 //! | `WRAPDISK_SET`, `WRAPDISK_KID` | `default`, `https://.../keys/disk-kek/<version>` |
 //! | `WRAPDISK_DISK`, `WRAPDISK_UUID` | `/srv/vm.wd`, the container's uuid |
 //! | `WRAPDISK_MOUNT`, `WRAPDISK_FILE` | `/mnt/vm`, `/mnt/vm/disk.img` |

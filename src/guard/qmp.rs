@@ -95,8 +95,8 @@ impl Qmp {
     /// time; `InvalidInput`: it does not speak QMP.
     pub fn connect(path: &Path, deadline: Instant) -> Result<Self> {
         let stream = reach(path, deadline)?;
-        let pid = getsockopt(&stream, PeerCredentials).ok().and_then(|c| u32::try_from(c.pid()).ok());
-        let mut qmp = Self { stream, buffer: Vec::new(), deadline, pid: pid.filter(|pid| *pid != 0) };
+        let pid = peer(&stream);
+        let mut qmp = Self { stream, buffer: Vec::new(), deadline, pid };
         let hello = qmp.hello();
         hello.map_err(|e| e.or_at(path))?;
         Ok(qmp)
@@ -108,6 +108,12 @@ impl Qmp {
             return Err(strange("no greeting"));
         }
         self.ask("qmp_capabilities", 0).map(drop)
+    }
+
+    /// The process that listens at a path, whether it says something or not.
+    #[must_use]
+    pub fn listener(path: &Path, deadline: Instant) -> Option<u32> {
+        peer(&reach(path, deadline).ok()?)
     }
 
     /// The process that listens there; `None` where the kernel does not say.
@@ -260,6 +266,11 @@ impl Qmp {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(broken("wait", WouldBlock.into())) } else { Ok(left) }
     }
+}
+
+fn peer(stream: &UnixStream) -> Option<u32> {
+    let pid = getsockopt(stream, PeerCredentials).ok()?.pid();
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
 /// A connection whose making does not block: a monitor that is busy has a full queue, and connect(2) would wait for ever.
