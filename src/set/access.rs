@@ -1,13 +1,14 @@
 //! What a set allows: which tokens of a container may be tried, in which vault, in whose name.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::envelope::Kid;
+use crate::envelope::{KeyRef, Kid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyring::{self, Attempt, Unlocked};
 use crate::luks2::{Header, VaultToken};
 use crate::vault::local::LocalVault;
-use crate::vault::{Call, KeyVault, VaultEntry};
+use crate::vault::{Call, KeyInfo, KeyVault, VaultEntry, VaultError};
 use crate::xts::VolumeKey;
 
 use super::providers::{Opened, Provider};
@@ -80,6 +81,53 @@ impl Access {
         Ok(unlocked)
     }
 
+    /// As [`Access::unlock`], through the tokens of one set only: that of the version before first, then older ones.
+    ///
+    /// # Errors
+    /// As [`Access::unlock`].
+    pub(super) fn unlock_of_set(&self, header: &Header, set: &Set, reason: &str) -> Result<Unlocked> {
+        let mut attempts = Vec::new();
+        for (token, vault_token) in header.tokens().filter(|(_, token)| token.set_id() == Some(set.id)) {
+            let wrapped = vault_token.wrapped();
+            let route = self.route(vault_token, reason).map(|(_, vault, call)| (vault, call));
+            let age = set.previous.iter().rev().position(|old| old.kid == wrapped.kid);
+            attempts.push((age.unwrap_or(usize::MAX), Attempt { token, wrapped, route }));
+        }
+        attempts.sort_by_key(|(age, attempt)| (*age, attempt.token));
+        let unlocked = keyring::unlock(header, attempts.into_iter().map(|(_, attempt)| attempt))?;
+        self.check_fingerprint(header, &unlocked.key)?;
+        Ok(unlocked)
+    }
+
+    /// As [`Access::unlock`], and where a token's own set is refused, in the name of any other set here whose vault holds the
+    /// key: its owner assigns a disk another set when the one it has was shut out (RULINGS 26).
+    ///
+    /// # Errors
+    /// As [`Access::unlock`].
+    pub fn unlock_by_anyone(&self, header: &Header, reason: &str) -> Result<Unlocked> {
+        let own = match self.unlock(header, reason) {
+            Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Unreachable) => e,
+            done => return done,
+        };
+        let sets = self.sets.list()?;
+        let mut attempts = Vec::new();
+        for (token, vault_token) in header.tokens() {
+            let kid = &vault_token.wrapped().kid;
+            let others = sets.iter().filter(|set| Some(set.id) != vault_token.set_id());
+            for other in others.filter(|set| set.active.host().eq_ignore_ascii_case(kid.host())) {
+                let vault = self.opened.provider(kid, other.vault, &self.vault, &self.sets);
+                let route = vault.map(|vault| (vault, self.call(other, reason)));
+                attempts.push(Attempt { token, wrapped: vault_token.wrapped(), route });
+            }
+        }
+        if attempts.is_empty() {
+            return Err(own);
+        }
+        let unlocked = keyring::unlock(header, attempts).map_err(|_| own)?;
+        self.check_fingerprint(header, &unlocked.key)?;
+        Ok(unlocked)
+    }
+
     fn route(&self, token: &VaultToken, reason: &str) -> Result<(Set, Provider<'_>, Call)> {
         let kid = &token.wrapped().kid;
         let policy = |message: String| Error::new(ErrorKind::Denied, message).on(kid.as_str());
@@ -90,21 +138,34 @@ impl Access {
                     .hint("use the state folder it was made with (--state DIR), or a recovery passphrase"));
             }
         };
-        if kid.versionless() != set.key {
+        let Some((vault, identity)) = set.way_to(kid) else {
             return Err(policy(format!(
                 "key: found one that the set \"{}\" does not use, allowed {}",
                 set.name, set.key
             )));
-        }
-        let vault = self.opened.provider(kid, set.vault, &self.vault, &self.sets)?;
-        let call = self.call(&set, reason);
-        Ok((set, vault, call))
+        };
+        let vault = self.opened.provider(kid, vault, &self.vault, &self.sets)?;
+        Ok((set, vault, Call::new(identity, reason)))
+    }
+
+    /// Asks for the latest version of a set's key, in the set's name.
+    ///
+    /// # Errors
+    /// Whether the vault could be chosen; what it said.
+    pub fn describe_latest(&self, set: &Set, reason: &str) -> Result<Result<KeyInfo, VaultError>> {
+        let latest = KeyRef { name: set.active.name().to_owned(), version: None };
+        Ok(self.provider(set)?.describe(&latest, &self.call(set, reason)))
     }
 
     /// A call in the name of a set's identity.
     #[must_use]
     pub fn call(&self, set: &Set, reason: &str) -> Call {
         Call::new(set.identity, reason)
+    }
+
+    /// A key that came by another way than the tokens.
+    pub(super) fn trust(&self, header: &Header, key: &VolumeKey) -> Result<()> {
+        self.check_fingerprint(header, key)
     }
 
     /// Against a container replaced by one whose key somebody else knows (ON-DISK section 5 c).
@@ -139,22 +200,33 @@ impl Access {
         Ok(kid)
     }
 
-    /// Notes where a container is and what opens it.
+    /// Notes where a container is and what opens it. Where it was before it moved, it is not any more; those paths come back.
     ///
     /// # Errors
     /// `Busy`, `NoSpace`, `Io`.
-    pub fn record(&self, header: &Header, path: &std::path::Path, now: i64) -> Result<()> {
-        let set = header.tokens().find_map(|(_, token)| token.set_id());
-        let kids = header.tokens().map(|(_, token)| token.wrapped().kid.to_string()).collect();
+    pub fn record(&self, header: &Header, path: &Path, now: i64) -> Result<Vec<PathBuf>> {
+        self.note(header, path, now, None)
+    }
+
+    /// The same after a rewrap.
+    ///
+    /// # Errors
+    /// As [`Access::record`].
+    pub fn record_rewrap(&self, header: &Header, path: &Path, now: i64) -> Result<()> {
+        self.note(header, path, now, Some(now)).map(drop)
+    }
+
+    fn note(&self, header: &Header, path: &Path, now: i64, last_rewrap: Option<i64>) -> Result<Vec<PathBuf>> {
         self.sets.record(&ContainerRecord {
             uuid: header.uuid().to_owned(),
             path: path.to_owned(),
             kind: header.kind().to_string(),
-            set,
-            kids,
+            set: header.tokens().find_map(|(_, token)| token.set_id()),
+            kids: header.tokens().map(|(_, token)| token.wrapped().kid.to_string()).collect(),
             last_seen: now,
-            last_rewrap: None,
+            last_rewrap,
             trouble: None,
-        })
+        })?;
+        self.sets.drop_moved(header.uuid(), path)
     }
 }

@@ -3,43 +3,45 @@
 //!
 //! Must never see: keys, plaintext.
 //!
-//! Invariant: the header in memory is the one on the medium, as far as this process knows: a change that could not be
-//! committed is taken back.
+//! Invariant: the header in memory is one that was on the medium. Several read-only mounts may share a container, each in a
+//! process of its own, so what another one committed is taken over by [`MountedContainer::reload`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::rewrap::Place;
 use crate::error::Result;
 use crate::luks2::Header;
-use crate::store::BackingStore;
-use crate::sync::{Mutex, lock};
+use crate::store::{Access, BackingStore, FileStore, LatchedStore};
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// See the module's header.
 #[derive(Debug)]
 pub struct MountedContainer {
     path: PathBuf,
-    store: Arc<dyn BackingStore>,
+    store: Arc<LatchedStore<FileStore>>,
     header: Mutex<Header>,
     read_only: bool,
+    turn: Mutex<()>,
 }
 
 impl MountedContainer {
     /// Of a container that this process has locked.
     #[must_use]
-    pub fn new(path: PathBuf, store: Arc<dyn BackingStore>, header: Header, read_only: bool) -> Self {
-        Self { path, store, header: Mutex::new(header), read_only }
+    pub fn new(path: PathBuf, store: Arc<LatchedStore<FileStore>>, header: Header, read_only: bool) -> Self {
+        Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()) }
     }
 
-    /// Where it is.
+    /// Where it was when it was mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The container's bytes.
+    /// Where it is now, also when it was moved since; `None` when its file has no name any more.
     #[must_use]
-    pub fn store(&self) -> &Arc<dyn BackingStore> {
-        &self.store
+    pub fn path_now(&self) -> Option<PathBuf> {
+        self.store.inner().path_now()
     }
 
     /// Whether the data are mounted read-only. The header may be changed all the same (RULINGS 10).
@@ -54,15 +56,37 @@ impl MountedContainer {
         lock(&self.header).clone()
     }
 
-    /// Changes the header; `change` commits what it changes. Nobody reads a half-changed one meanwhile.
+    /// The right to change the header, held while a vault is asked; readers go on.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
+    }
+
+    /// Takes over a header that was committed.
+    pub fn adopt(&self, header: Header) {
+        *lock(&self.header) = header;
+    }
+
+    /// Reads the header from the medium. Says whether another one was in memory.
     ///
     /// # Errors
-    /// Those of `change`; the header is as before then.
-    pub fn change<T>(&self, change: impl FnOnce(&mut Header, &dyn BackingStore) -> Result<T>) -> Result<T> {
-        let mut header = lock(&self.header);
-        let mut changed = header.clone();
-        let done = change(&mut changed, &*self.store)?;
-        *header = changed;
-        Ok(done)
+    /// `Damaged`, `Io`.
+    pub fn reload(&self) -> Result<bool> {
+        let found = Header::load(&*self.store).map_err(|e| e.at(&self.path))?;
+        let changed = found.seqid() != self.header().seqid();
+        if changed {
+            self.adopt(found);
+        }
+        Ok(changed)
+    }
+}
+
+impl Place for MountedContainer {
+    fn locked(&self, commit: &mut dyn FnMut(&dyn BackingStore) -> Result<()>) -> Result<()> {
+        let lock = self.store.inner().lock_header()?;
+        match self.store.inner().access() {
+            // Through the latch: a failed write-back of data that this sync hears of must not be forgotten.
+            Access::ReadWrite => commit(&*self.store),
+            Access::ReadOnly => commit(lock.store()),
+        }
     }
 }

@@ -26,11 +26,14 @@ use self::model::{COLUMNS, SetRow};
 pub mod access;
 pub mod container;
 mod db;
+pub mod find;
 pub mod first_use;
 mod model;
 mod providers;
 pub mod provision;
 mod registry;
+pub mod rewrap;
+pub mod rotation;
 mod state;
 mod vaults;
 

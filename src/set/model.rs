@@ -182,6 +182,16 @@ impl Set {
         !self.previous.is_empty()
     }
 
+    /// The vault that is asked for a key version, and in whose name; `None` for one that the set does not use.
+    #[must_use]
+    pub fn way_to(&self, kid: &Kid) -> Option<(Uuid, Uuid)> {
+        if kid.versionless() == self.key {
+            return Some((self.vault, self.identity));
+        }
+        let old = self.previous.iter().find(|old| old.kid.versionless() == kid.versionless())?;
+        Some((old.vault, old.identity))
+    }
+
     /// Is a container under these versions behind, at `now`, the hour it had?
     #[must_use]
     pub fn is_late(&self, kids: &[String], now: i64) -> bool {

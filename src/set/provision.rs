@@ -1,4 +1,4 @@
-//! A new set over a key in a vault elsewhere: the key is used once before anything depends on it.
+//! A new set over a key: the key is used once before anything depends on it.
 //!
 //! Must never see: the command line. The words of errors are those that Azure's users know (KEY-VAULT section 6).
 
@@ -50,23 +50,43 @@ impl KeyUrl {
 /// What is missing, in Azure's words; `Denied`, `Unreachable`, `Damaged`.
 pub fn check(vault: &dyn KeyVault, set: &str, key: &KeyRef, now: i64, call: &Call) -> Result<KeyInfo> {
     let info = vault.describe(key, call).map_err(|e| named(set, e))?;
+    usable(set, &info, now)?;
+    prove(vault, set, &info.kid, call)?;
+    Ok(info)
+}
+
+/// Uses a key version once: a random value must come back as it was.
+///
+/// # Errors
+/// As [`check`].
+pub fn prove(vault: &dyn KeyVault, set: &str, kid: &Kid, call: &Call) -> Result<()> {
+    keyring::prove(vault, kid, call).map_err(|(_, e)| named(set, e))
+}
+
+/// Whether a key version is switched on and within its time.
+///
+/// # Errors
+/// `Denied`, in Azure's words.
+pub fn usable(set: &str, info: &KeyInfo, now: i64) -> Result<()> {
+    let kid = &info.kid;
+    let refused = |message: String, hint: &str| Err(Error::new(ErrorKind::Denied, message).hint(hint));
     if !info.enabled {
-        let kid = &info.kid;
         let message = format!(
             "KeyVaultKeyNotEnabled: The key vault key '{kid}' used for disk encryption set '{set}' must be enabled state"
         );
-        return Err(Error::new(ErrorKind::Denied, message).hint("enable it, or name another version"));
+        return refused(message, "enable it, or name another version");
     }
     if info.expires.is_some_and(|end| now >= end) {
-        let message = format!("Unable to access key '{}'. Key is expired", info.kid);
-        return Err(Error::new(ErrorKind::Denied, message).hint("make a new version of the key"));
+        return refused(
+            format!("Unable to access key '{kid}'. Key is expired"),
+            "make a new version of the key",
+        );
     }
     if info.not_before.is_some_and(|from| now < from) {
-        let message = format!("Unable to access key '{}'. Key is not valid yet", info.kid);
-        return Err(Error::new(ErrorKind::Denied, message).hint("wait, or name another version"));
+        let message = format!("Unable to access key '{kid}'. Key is not valid yet");
+        return refused(message, "wait, or name another version");
     }
-    keyring::prove(vault, &info.kid, call).map_err(|(_, e)| named(set, e))?;
-    Ok(info)
+    Ok(())
 }
 
 fn named(set: &str, e: VaultError) -> Error {

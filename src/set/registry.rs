@@ -138,6 +138,26 @@ impl SetStore {
         .hint("do not trust what is on it; get the container back from a copy or backup that you trust"))
     }
 
+    /// Drops the paths at which a container that is at `path` was before it moved: nothing is there now, but the folder is
+    /// (a folder that is missing may be a disk that is not plugged in, with a copy on it). Which they were.
+    ///
+    /// # Errors
+    /// As [`SetStore::forget`].
+    pub fn drop_moved(&self, uuid: &str, path: &Path) -> Result<Vec<PathBuf>> {
+        let mut moved = Vec::new();
+        for other in self.find(uuid)?.into_iter().filter(|other| other.path != path) {
+            let is_gone = |path: &Path| {
+                std::fs::symlink_metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            };
+            if is_gone(&other.path) && other.path.parent().is_some_and(Path::is_dir) {
+                log::info!("container {uuid}: moved from {} to {}", other.path.display(), path.display());
+                self.forget(uuid, &other.path)?;
+                moved.push(other.path);
+            }
+        }
+        Ok(moved)
+    }
+
     /// Drops one path of a container. Its fingerprint stays pinned: the same uuid may come back from elsewhere.
     ///
     /// # Errors

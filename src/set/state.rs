@@ -98,6 +98,17 @@ impl SetStore {
         })
     }
 
+    /// Has a set stay with its active version, or follow the key's latest.
+    ///
+    /// # Errors
+    /// As [`SetStore::begin_rotation`].
+    pub fn set_pinned(&self, set: Uuid, pinned: bool) -> Result<()> {
+        self.on_set(set, |tx, set| {
+            tx.execute("UPDATE disk_set SET pinned = ? WHERE id = ?", params![pinned, set.id.to_string()])
+                .map(drop)
+        })
+    }
+
     /// Notes why a set does not rotate by itself, or that nothing hinders it any more.
     ///
     /// # Errors

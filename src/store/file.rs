@@ -193,6 +193,14 @@ impl FileStore {
         &self.path
     }
 
+    /// The path by which it can be opened now; `None` when it has no name any more.
+    #[must_use]
+    pub fn path_now(&self) -> Option<PathBuf> {
+        let path = std::fs::read_link(lock::proc_path(&self.file)).ok()?;
+        let meta = std::fs::metadata(&path).ok()?;
+        (StoreId::of(&meta) == self.id).then_some(path)
+    }
+
     /// Which file this is, whatever its path.
     #[must_use]
     pub fn id(&self) -> StoreId {
