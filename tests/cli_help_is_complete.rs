@@ -61,6 +61,8 @@ audit verify
 check
 completion
 create
+disk
+disk update
 grant
 guest
 guest add
@@ -98,8 +100,15 @@ revoke
 seal
 set
 set create
+set delete
+set forget
 set list
+set list-associated-resources
+set rotate
+set scan
 set show
+set update
+set wait
 status
 umount
 vault

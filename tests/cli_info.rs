@@ -280,7 +280,7 @@ fn a_set_is_shown_with_its_disks() {
     );
     assert!(said.contains(&format!("  {}  (missing)", home.text("gone.wd"))), "{said}");
     let table = home.wrapdisk(["set", "list"]).ok();
-    assert!(table.starts_with("NAME     ACTIVE KEY") && table.ends_with("  3"), "{table}");
+    assert!(table.starts_with("NAME     ACTIVE KEY") && table.ends_with("  3      ok"), "{table}");
     let err = home.wrapdisk(["set", "show", "prod"]).fails(1);
     assert!(err.starts_with("wrapdisk: set \"prod\": no such set in "), "{err}");
 }

@@ -16,6 +16,7 @@ mod check;
 mod context;
 mod create;
 mod daemon;
+mod disk;
 mod generate;
 mod grant;
 mod guest;
@@ -98,6 +99,8 @@ enum Command {
     #[command(subcommand)]
     Set(set::Command),
     #[command(subcommand)]
+    Disk(disk::Command),
+    #[command(subcommand)]
     Vault(vault::Command),
     #[command(subcommand)]
     Guest(guest::Command),
@@ -177,7 +180,8 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Seal(args) => seal::run(&context, &args),
         Command::Header(command) => header::run(&context, &command),
         Command::Key(command) => key::run(&context, &command),
-        Command::Set(command) => set::run(&context, &command),
+        Command::Set(command) => return set::run(&context, &command),
+        Command::Disk(command) => disk::run(&context, &command),
         Command::Vault(command) => vault::run(&context, &command),
         Command::Guest(command) => guest::run(&context, &command),
         Command::Grant(args) => grant::grant_set(&context, &args),

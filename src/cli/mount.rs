@@ -9,7 +9,7 @@ use super::daemon::{self, Spawned};
 use super::unlock::{self, UnlockArgs};
 use super::{create, output, size, usage};
 use crate::control::live::Facts;
-use crate::control::{LiveMount, MountStatus, Server, json_path};
+use crate::control::{Bell, LiveMount, MountStatus, Server, Ticker, json_path};
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::guard::guests::Guests;
@@ -173,11 +173,22 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     let path = opened.path.clone();
     let (container, access) = opened.without_key(args.read_only);
     let (guests, _responses) = surroundings(context, args, &facts, &container)?;
-    let mount = Arc::new(LiveMount { facts, disk, container: Arc::new(container), access, guests });
+    let state = context.dirs.state.clone();
+    let mount = Arc::new(LiveMount {
+        facts,
+        disk,
+        container: Arc::new(container),
+        access,
+        guests,
+        state,
+        bell: Bell::default(),
+    });
     let server = Server::start(&context.dirs, &mountpoint, Arc::clone(&mount) as _)?;
     ready(context, args, &file, &mount)?;
+    let ticker = Ticker::start(&mount)?;
     crate::secret::scrub_deep_stack();
     let served = session.run().map_err(|e| e.at(&path));
+    drop(ticker);
     drop(server);
     served
 }

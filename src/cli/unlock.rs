@@ -38,7 +38,7 @@ pub(super) struct UnlockArgs {
 }
 
 impl UnlockArgs {
-    fn wants_passphrase(&self) -> bool {
+    pub(super) fn wants_passphrase(&self) -> bool {
         self.passphrase || self.passphrase_file.is_some()
     }
 }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::MountStatus;
-use super::protocol::GuestAsk;
+use super::protocol::{GuestAsk, Rewrap, Rewrapped};
 use super::server::Mounted;
+use super::{Bell, MountStatus};
 use crate::disk::PlainDisk;
 use crate::error::Result;
 use crate::guard::GuardStatus;
 use crate::guard::guests::{GuestList, Guests};
+use crate::luks2::Header;
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 
@@ -39,6 +40,10 @@ pub struct LiveMount {
     pub access: Option<Arc<Access>>,
     /// The virtual machines that use it.
     pub guests: Arc<Guests>,
+    /// `vault.db` and `sets.db`, for who opened it by passphrase and is asked to rewrap.
+    pub state: PathBuf,
+    /// Wakes the rotation.
+    pub bell: Bell,
 }
 
 impl LiveMount {
@@ -62,7 +67,7 @@ impl Mounted for LiveMount {
             size: self.disk.len().get(),
             read_only: self.container.is_read_only(),
             set: header.tokens().next().map(|(_, token)| token.set().to_owned()),
-            key: self.facts.key.clone(),
+            key: self.facts.key.as_ref().map(|opened| current(&header, opened)),
             unguarded: self.facts.key.is_none(),
             mounted_at: self.facts.mounted_at.clone(),
             memory_locked: crate::secret::all_locked(),
@@ -72,7 +77,9 @@ impl Mounted for LiveMount {
         }
     }
 
-    fn poke(&self) {}
+    fn poke(&self) {
+        self.bell.ring();
+    }
 
     fn guests(&self, ask: &GuestAsk) -> Result<GuestList> {
         match ask {
@@ -82,4 +89,15 @@ impl Mounted for LiveMount {
         }
         Ok(self.guests.look())
     }
+
+    fn rewrap(&self, how: &Rewrap) -> Result<Rewrapped> {
+        super::rewrap::on_request(self, how)
+    }
+}
+
+/// The version that the disk is under now: the one that opened it, until a rotation has replaced that.
+fn current(header: &Header, opened: &str) -> String {
+    let kids: Vec<_> = header.tokens().map(|(_, token)| token.wrapped().kid.as_str()).collect();
+    let current = kids.iter().find(|kid| **kid == opened).or(kids.first());
+    current.map_or(opened, |kid| kid).to_owned()
 }

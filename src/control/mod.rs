@@ -16,11 +16,15 @@ use crate::guard::GuardStatus;
 pub mod client;
 pub mod live;
 pub mod protocol;
+mod rewrap;
 pub mod server;
+mod tick;
 
 pub use client::{ask, live_mounts, poke_all};
 pub use live::LiveMount;
+pub use rewrap::DiskMounts;
 pub use server::{Mounted, Server};
+pub use tick::{Bell, Ticker};
 
 /// What a mount says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -21,6 +21,28 @@ pub enum Ask {
     Guests(GuestAsk),
     /// Keys, grants or sets were changed: look now. -> [`Done`], before it has looked.
     Poke,
+    /// Bring the container under its set's active version now. -> [`Rewrapped`].
+    Rewrap(Rewrap),
+}
+
+/// How a container is to be rewrapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rewrap {
+    /// The uuid of a set that the container is assigned; `None`: the one it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    /// The data key under that set's active version, in base64, from somebody who had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrapped: Option<String>,
+}
+
+/// What a container is under now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rewrapped {
+    /// The key versions of its tokens.
+    pub kids: Vec<String>,
 }
 
 /// What is asked about guests.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::MountStatus;
-use super::protocol::{Ask, Done, GuestAsk, MAX_LINE, Refusal};
+use super::protocol::{Ask, Done, GuestAsk, MAX_LINE, Refusal, Rewrap, Rewrapped};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guard::guests::GuestList;
@@ -40,6 +40,12 @@ pub trait Mounted: Send + Sync {
     /// # Errors
     /// As [`Guests::add`](crate::guard::guests::Guests::add) and `remove`.
     fn guests(&self, ask: &GuestAsk) -> Result<GuestList>;
+
+    /// Brings the container under its set's active version, or under another set's.
+    ///
+    /// # Errors
+    /// What the vault says; `Conflict`, `Io`, ...
+    fn rewrap(&self, how: &Rewrap) -> Result<Rewrapped>;
 }
 
 /// Answers for one mount until dropped.
@@ -128,6 +134,7 @@ fn obey(ask: Ask, mounted: &dyn Mounted) -> Result<Value> {
             mounted.poke();
             json(&Done {})
         }
+        Ask::Rewrap(how) => json(&mounted.rewrap(&how)?),
     }
 }
 

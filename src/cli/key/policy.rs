@@ -11,7 +11,7 @@ use crate::vault::local::{PolicyAction, RotationPolicy};
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  wrapdisk key rotate disk-kek     disks keep their version until they are rewrapped")]
+  wrapdisk key rotate disk-kek     mounts that follow it rewrap at once; for the others: wrapdisk set rotate --all")]
 pub(in crate::cli) struct Rotate {
     /// The key
     name: String,
@@ -73,6 +73,8 @@ pub(in crate::cli) struct Update {
 pub(super) fn rotate(context: &Context, args: &Rotate) -> Result<()> {
     let vault = context.existing()?.vault;
     let key = vault.rotate_key(&args.name, &vault.admin("key rotate"))?;
+    // The mounts of sets that follow this key begin at once; the timer does the rest.
+    crate::control::poke_all(&context.dirs);
     print::show(&key, &vault.settings()?, args.output.json())
 }
 

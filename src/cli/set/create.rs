@@ -1,86 +1,110 @@
-//! `wrapdisk set create`: a set over a key in a vault elsewhere.
+//! `wrapdisk set create`.
 
-use super::super::context::{Context, now};
-use super::super::{output, usage};
+use super::super::context::Context;
+use super::super::output;
+use super::key::{self, Choice, KeyArgs, Place};
 use crate::error::{Error, ErrorKind, Result};
-use crate::set::provision::{self, KeyUrl};
-use crate::set::{NewSet, SetStore};
-use crate::vault::azure::AzureVault;
-use crate::vault::{Call, VaultEntry};
+use crate::set::access::Access;
+use crate::set::{EncryptionType, NewSet, Set, provision};
+use crate::vault::Call;
+use crate::vault::local::{IdentityKind, Role};
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  wrapdisk set create prod --key-url https://demo.vault.azure.net/keys/disk-kek
-  wrapdisk set create prod --key-url https://demo.vault.azure.net/keys/disk-kek --vault cloud
+  wrapdisk set create prod --key disk-kek --grant           follows the latest version of disk-kek
+  wrapdisk set create old --key disk-kek/1d9aba4cc88ea2e058a6cc04fa7ef82f
+  wrapdisk set create cloud --key-url https://demo.vault.azure.net/keys/disk-kek --source-vault azure
   wrapdisk create vm.wd --size 20G --set prod
 
-The vault must be known: wrapdisk vault add. Its administrator must let the identity use the key (get,
-wrapKey, unwrapKey); when he has not, the command for it is printed. A URL without version follows the
-latest version, with one it stays there.")]
+A set over the embedded vault gets an identity of its own, which may use no key until it is granted one: with
+--grant, or by the vault's administrator (wrapdisk grant --set NAME). A vault elsewhere must be known (wrapdisk
+vault add), and its administrator must let the identity use the key (get, wrapKey, unwrapKey). With a version in
+--key or --key-url the set stays there, without it follows the latest one.")]
 pub(in super::super) struct Create {
     /// 1 to 80 of A-Z a-z 0-9 . _ -
     name: String,
 
-    /// https://HOST/keys/NAME[/VERSION]
-    #[arg(long, value_name = "URL", value_parser = parse_key_url)]
-    key_url: KeyUrl,
+    #[command(flatten)]
+    key: KeyArgs,
 
-    /// The vault, where several entries ask the same host in different names
-    #[arg(long, value_name = "NAME")]
-    vault: Option<String>,
+    /// Let the new identity use the key of the embedded vault
+    #[arg(long)]
+    grant: bool,
+
+    /// EncryptionAtRestWithCustomerKey; Azure has two others, which are refused
+    #[arg(long, value_name = "TYPE", hide_short_help = true)]
+    encryption_type: Option<String>,
 
     #[command(flatten)]
     output: output::OutputArgs,
 }
 
-fn parse_key_url(text: &str) -> Result<KeyUrl, String> {
-    KeyUrl::parse(text).map_err(|e| e.to_string())
-}
-
 pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
-    let sets = context.access()?.sets;
-    let entry = vault_of(&sets, args)?;
-    let vault = AzureVault::new(entry);
-    let call = Call::new(uuid::Uuid::nil(), format!("set create {}", args.name));
-    let info = provision::check(&vault, &args.name, &args.key_url.key, now(), &call)?;
-    // Whom the vault knows us as; our own servers' tokens do not say it.
-    let known = vault.claims().and_then(|claims| uuid::Uuid::parse_str(&claims.oid).ok());
-    let set = sets.create(&NewSet {
-        name: args.name.clone(),
-        vault: vault.entry().id,
-        key: info.kid.versionless().to_owned(),
-        active: info.kid.clone(),
-        pinned: args.key_url.key.version.is_some(),
-        identity: known.unwrap_or_default(),
-    })?;
-    if args.output.json() {
-        return output::json(&super::to_json(&sets, &set)?);
+    if let Some(text) = &args.encryption_type {
+        text.parse::<EncryptionType>()?;
     }
-    output::line(&format!("{}: made the set, key {}, as {}", set.name, set.active, vault.entry().credential))
+    let access = context.access()?;
+    let choice = args.key.resolve(&access)?;
+    let (set, asked_as) = match &choice.place {
+        Place::Local => local(&access, args, &choice)?,
+        Place::Elsewhere(entry) => {
+            let call = Call::new(uuid::Uuid::nil(), format!("set create {}", args.name));
+            let (info, identity) = key::check_elsewhere(entry.clone(), &args.name, &choice.key, &call)?;
+            let set = access.sets.create(&NewSet {
+                name: args.name.clone(),
+                vault: entry.id,
+                key: info.kid.versionless().to_owned(),
+                active: info.kid,
+                pinned: choice.pinned,
+                identity,
+            })?;
+            (set, entry.credential.to_string())
+        }
+    };
+    if args.output.json() {
+        return output::json(&super::to_json(&access.sets, &set)?);
+    }
+    output::line(&format!("{}: made the set, key {}, as {asked_as}", set.name, set.active))
 }
 
-/// The entry that is named, or the one for the key's host.
-fn vault_of(sets: &SetStore, args: &Create) -> Result<VaultEntry> {
-    let host = &args.key_url.host;
-    if let Some(name) = &args.vault {
-        let entry = sets.vault_by_name(name)?;
-        if entry.knows_host(host) {
-            return Ok(entry);
+/// Over the embedded vault: the identity is made with the set.
+fn local(access: &Access, args: &Create, choice: &Choice) -> Result<(Set, String)> {
+    let (name, vault) = (&args.name, &access.vault);
+    if access.sets.list()?.iter().any(|set| set.name.eq_ignore_ascii_case(name)) {
+        return Err(Error::new(ErrorKind::Exists, "a set of this name exists (case does not count)")
+            .on(format!("set \"{name}\""))
+            .hint("choose another name, or use that set: wrapdisk set show"));
+    }
+    let call = vault.admin(&format!("set create {name}"));
+    let info = key::look(access, name, &choice.key, &call)?;
+    let identity =
+        vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?;
+    let make = || -> Result<Set> {
+        if args.grant {
+            vault.grant(identity, Role::CryptoServiceEncryptionUser, Some(info.kid.name()), &call)?;
+            let own = Call::new(identity, format!("set create {name}"));
+            provision::prove(vault, name, &info.kid, &own)?;
         }
-        let message =
-            format!("key URL: found the host {host}, allowed {} or an alias", entry.endpoint.host());
-        return Err(Error::new(ErrorKind::InvalidInput, message).on(format!("vault \"{}\"", entry.name)));
+        access.sets.create(&NewSet {
+            name: name.clone(),
+            vault: vault.id(),
+            key: info.kid.versionless().to_owned(),
+            active: info.kid.clone(),
+            pinned: choice.pinned,
+            identity,
+        })
+    };
+    let set = make().inspect_err(|_| {
+        // It would stay behind without a set.
+        if let Err(e) = vault.remove_identity(identity, &call) {
+            log::warn!("identity {identity} is left over: {}", crate::vault::VaultError::from(e));
+        }
+    })?;
+    if !args.grant {
+        output::note(&format!(
+            "Its identity {identity} may not use the key yet. The vault's administrator lets it: wrapdisk grant --set {name}"
+        ));
     }
-    let all = sets.vaults()?;
-    let mut known = all.into_iter().filter(|entry| entry.knows_host(host));
-    match (known.next(), known.next()) {
-        (Some(entry), None) => Ok(entry),
-        (Some(one), Some(other)) => Err(usage(format!(
-            "{host} is both \"{}\" and \"{}\": say which with --vault",
-            one.name, other.name
-        ))),
-        (None, _) => Err(Error::new(ErrorKind::NotFound, format!("no vault at {host} is known here"))
-            .hint(format!("add it: wrapdisk vault add NAME https://{host}"))),
-    }
+    Ok((set, identity.to_string()))
 }
