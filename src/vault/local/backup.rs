@@ -294,6 +294,20 @@ fn read_header<'a>(
     }
 }
 
+/// For the fuzz target `body`: what is done with a blob before it has opened, and that a key that is not its own opens none.
+/// Returns whether the header was accepted.
+///
+/// # Panics
+/// When it opens: a bug.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_backup(blob: &[u8], portable: bool) -> bool {
+    let Ok((_, sealed)) = read_header(blob, portable.then_some(b"passphrase")) else { return false };
+    let nowhere = Place { vault: &Uuid::nil(), key: &Uuid::nil(), version: "key backup" };
+    assert!(key_from(&[7; WRAPPING]).and_then(|key| open(&key, nowhere, sealed)).is_err());
+    true
+}
+
 /// Opens and checks everything before a row is written.
 fn open(key: &RootKey, place: Place<'_>, sealed: &[u8]) -> Plain<Opened> {
     let damaged = |what: &str| crate::error::Error::new(crate::error::ErrorKind::Damaged, what.to_owned());

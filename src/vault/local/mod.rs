@@ -65,6 +65,8 @@ pub use self::audit::{AuditHead, AuditRecord};
 pub use self::audit_list::{AuditFilter, AuditResult};
 pub use self::audit_verify::KeptHead;
 pub use self::authz::{Grant, IdentityKind, Permission, Role};
+#[doc(hidden)]
+pub use self::backup::fuzz_backup;
 pub use self::credentials::{Credential, CredentialKind};
 pub use self::identities::Identity;
 pub use self::import::ImportedKey;

@@ -5,7 +5,7 @@
 use super::body::{CreateKey, ImportKey, UpdateKey, UseKey, VerifyKey};
 use super::{Audience, Form, Host, Place, Query, from_base64url, place, to_base64url};
 use crate::envelope::{valid_name, valid_version};
-use crate::vault::local::RotationPolicy;
+use crate::vault::local::{RotationPolicy, fuzz_backup};
 
 /// `METHOD PATH[?QUERY]`, or `h` and a Host header, or `a` and an audience. Returns whether it leads somewhere.
 ///
@@ -74,6 +74,8 @@ pub fn fuzz_body(input: &[u8]) -> bool {
         b'u' => UseKey::parse(body).map(|u| round_trip(u.value.expose())).is_ok(),
         b'v' => VerifyKey::parse(body).map(|v| round_trip(v.digest.expose())).is_ok(),
         b'r' => super::body::restore(body).map(|b| round_trip(b.expose())).is_ok(),
+        b'b' => fuzz_backup(body, false),
+        b'q' => fuzz_backup(body, true),
         b'n' => super::body::random(body).is_ok_and(|n| (1..=128).contains(&n)),
         b't' => RotationPolicy::from_json(body).and_then(RotationPolicy::checked).is_ok_and(|p| {
             let again = RotationPolicy::from_json(p.to_json().to_string().as_bytes());
