@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use cli_support::{Terminal, mode};
-use support::Home;
+use support::{Home, finish, run};
 
 /// A file in this home that only its owner reads.
 fn file(home: &Home, name: &str, text: &str) -> &'static str {
@@ -186,7 +186,7 @@ fn a_unit_s_credential_opens_the_vault() {
     fs::rename(cred, home.path("unit/wrapdisk-root-key")).unwrap();
     home.wrapdisk(["key", "list"]).fails(4);
     let mut in_a_unit = home.command(["key", "list"]);
-    support::finish(in_a_unit.env("CREDENTIALS_DIRECTORY", home.path("unit"))).ok();
+    finish(in_a_unit.env("CREDENTIALS_DIRECTORY", home.path("unit"))).ok();
 }
 
 #[test]
@@ -219,4 +219,29 @@ fn a_backup_brings_disks_back_on_another_machine() {
     fs::write(other.path("cut"), &text[..text.len() - 100]).unwrap();
     let third = Home::new();
     third.wrapdisk(["vault", "restore", "--file", other.text("cut"), "--passphrase-file", pass]).fails(5);
+}
+
+#[test]
+fn a_credential_that_systemd_encrypted_for_this_machine_opens_the_vault() {
+    let home = Home::ready();
+    let cred = home.text("root.cred");
+    let seal = ["vault", "seal", "--method", "systemd-credential", "--credential-file", cred, "--encrypt"];
+    home.wrapdisk(seal).ok();
+    let secret = run("systemd-creds", ["decrypt", "--name=wrapdisk-root-key", cred, "-"]);
+    assert_eq!(secret.len(), 44, "32 bytes in Base64");
+    assert!(!fs::read_to_string(cred).unwrap().contains(&secret));
+    // No unit hands it over: systemd-creds is asked.
+    home.wrapdisk(["key", "create", "k", "--size", "2048"]).ok();
+    // A unit does: what it hands over is the plaintext, and the file is not looked at.
+    fs::rename(cred, home.path("away.cred")).unwrap();
+    let unit = home.path("credentials");
+    fs::create_dir(&unit).unwrap();
+    fs::write(unit.join("wrapdisk-root-key"), &secret).unwrap();
+    finish(home.command(["key", "show", "k"]).env("CREDENTIALS_DIRECTORY", &unit)).ok();
+    let done = home.wrapdisk(["key", "show", "k"]);
+    assert_eq!(done.code(), 4, "{}", done.err);
+    assert!(done.err.contains("LoadCredentialEncrypted="), "{}", done.err);
+    fs::rename(home.path("away.cred"), cred).unwrap();
+    home.wrapdisk(["key", "show", "k"]).ok();
+    home.wrapdisk(seal).fails(1); // it does not write over a credential
 }
