@@ -9,11 +9,15 @@ use super::daemon::{self, Spawned};
 use super::unlock::{self, UnlockArgs};
 use super::{create, output, size, usage};
 use crate::control::live::Facts;
+use crate::control::probe::SetProber;
 use crate::control::{Bell, LiveMount, MountStatus, Server, Ticker, json_path};
+use crate::disk::PlainDisk;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::guard::guests::Guests;
-use crate::guard::{Place, Responses};
+use crate::guard::{Guard, Place, Responses, Setup};
+use crate::revocation::Policy;
+use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 use crate::store::Access as StoreAccess;
 use crate::units::ByteLen;
@@ -172,17 +176,14 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     // start.
     let path = opened.path.clone();
     let (container, access) = opened.without_key(args.read_only);
-    let (guests, _responses) = surroundings(context, args, &facts, &container)?;
+    let container = Arc::new(container);
+    let (guests, responses) = surroundings(context, args, &facts, &container)?;
+    let guard =
+        access.as_ref().map(|access| start_guard(&session, &disk, &container, access, &facts, responses));
+    let guard = guard.transpose()?;
     let state = context.dirs.state.clone();
-    let mount = Arc::new(LiveMount {
-        facts,
-        disk,
-        container: Arc::new(container),
-        access,
-        guests,
-        state,
-        bell: Bell::default(),
-    });
+    let mount =
+        Arc::new(LiveMount { facts, disk, container, access, guests, state, bell: Bell::default(), guard });
     let server = Server::start(&context.dirs, &mountpoint, Arc::clone(&mount) as _)?;
     ready(context, args, &file, &mount)?;
     let ticker = Ticker::start(&mount)?;
@@ -216,6 +217,34 @@ fn surroundings(
     };
     let responses = Arc::new(Responses::start(place, Arc::clone(&guests))?);
     Ok((guests, responses))
+}
+
+/// From now on the vault has a say in this mount.
+fn start_guard(
+    session: &Session<PlainDisk>,
+    disk: &Arc<PlainDisk>,
+    container: &Arc<MountedContainer>,
+    access: &Arc<Access>,
+    facts: &Facts,
+    responses: Arc<Responses>,
+) -> Result<Guard> {
+    let prober = SetProber::new(Arc::clone(access), Arc::clone(container), facts.mountpoint.clone());
+    let (forget_pages, settled) = (session.forget_pages(), Arc::clone(disk));
+    let settle = move || {
+        if let Err(e) = settled.sync() {
+            log::error!("sync after the fence: {}", e.chain());
+        }
+        forget_pages();
+    };
+    Guard::start(Setup {
+        policy: Policy::default(),
+        uuid: container.uuid(),
+        mountpoint: facts.mountpoint.clone(),
+        disk: Arc::clone(disk),
+        prober: Arc::new(prober),
+        responder: responses,
+        settle: Arc::new(settle),
+    })
 }
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.

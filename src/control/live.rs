@@ -8,8 +8,8 @@ use super::server::Mounted;
 use super::{Bell, MountStatus};
 use crate::disk::PlainDisk;
 use crate::error::Result;
-use crate::guard::GuardStatus;
 use crate::guard::guests::{GuestList, Guests};
+use crate::guard::{Guard, GuardStatus};
 use crate::luks2::Header;
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
@@ -44,11 +44,13 @@ pub struct LiveMount {
     pub state: PathBuf,
     /// Wakes the rotation.
     pub bell: Bell,
+    /// `None` when it was opened by passphrase: no vault has a say in it.
+    pub guard: Option<Guard>,
 }
 
 impl LiveMount {
     fn guard_status(&self) -> Option<GuardStatus> {
-        None
+        self.guard.as_ref()?.status()
     }
 }
 
@@ -68,7 +70,7 @@ impl Mounted for LiveMount {
             read_only: self.container.is_read_only(),
             set: header.tokens().next().map(|(_, token)| token.set().to_owned()),
             key: self.facts.key.as_ref().map(|opened| current(&header, opened)),
-            unguarded: self.facts.key.is_none(),
+            unguarded: self.guard.is_none(),
             mounted_at: self.facts.mounted_at.clone(),
             memory_locked: crate::secret::all_locked(),
             io: self.disk.io_stats(),
@@ -79,6 +81,9 @@ impl Mounted for LiveMount {
 
     fn poke(&self) {
         self.bell.ring();
+        if let Some(guard) = &self.guard {
+            guard.poke();
+        }
     }
 
     fn guests(&self, ask: &GuestAsk) -> Result<GuestList> {

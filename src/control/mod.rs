@@ -15,6 +15,7 @@ use crate::guard::GuardStatus;
 
 pub mod client;
 pub mod live;
+pub mod probe;
 pub mod protocol;
 mod rewrap;
 pub mod server;

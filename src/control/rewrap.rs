@@ -122,6 +122,9 @@ fn change(mount: &LiveMount, access: &Access, work: impl Fn(&Header) -> Result<H
         }
     }
     let header = container.header();
+    if let Some(guard) = mount.guard.as_ref().filter(|_| header.seqid() != before.seqid()) {
+        guard.header_changed();
+    }
     if let Some(path) = container.path_now() {
         let now = jiff::Timestamp::now().as_second();
         if header.seqid() == before.seqid() {

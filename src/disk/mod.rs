@@ -19,8 +19,13 @@ use crate::xts::XtsCipher;
 
 mod buffers;
 mod image;
+mod park;
 
 pub use image::Image;
+pub use park::{Kept, Verdict};
+
+/// A request that can be done again.
+pub type Job = Box<dyn FnOnce(Verdict) + Send>;
 
 /// Reads of at least this many bytes go past the cache: they are streams, which would push out what is worth keeping and
 /// gain nothing (at this size, decrypting costs a tenth of the trip through FUSE).
@@ -67,6 +72,7 @@ pub struct PlainDisk {
     cache: Option<BlockCache>,
     read_only: bool,
     buffers: buffers::Buffers,
+    parking: park::Parking,
     // Changes that came back from the store, and how many of them a finished sync covers: close(2) of a file nobody wrote
     // to costs no sync.
     changes: AtomicU64,
@@ -83,6 +89,7 @@ impl PlainDisk {
             cache,
             read_only,
             buffers: buffers::Buffers::default(),
+            parking: park::Parking::default(),
             changes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             counters: Counters::default(),
@@ -342,10 +349,33 @@ impl PlainDisk {
         })
     }
 
-    /// Serves again, with a cipher derived anew. Returns false when the gate was open. A change that hangs in the store since
-    /// before the fence keeps its range locked: whoever wants that waits for it, nobody else does.
+    /// Serves again, with a cipher derived anew, what waits first. Returns false when the gate was open. A change that hangs
+    /// in the store since before the fence keeps its range locked: whoever wants that waits for it, nobody else does.
     pub fn resume(&self, cipher: XtsCipher) -> bool {
-        self.volume.gate().reopen(cipher)
+        let resumed = self.volume.gate().reopen(cipher);
+        self.parking.thaw();
+        resumed
+    }
+
+    /// From now on, what meets the closed gate waits for the key, at most this long, instead of being refused. Say so before
+    /// the fence.
+    ///
+    /// # Errors
+    /// No thread that could end the waiting: it is refused then.
+    pub fn freeze(&self, max: std::time::Duration) -> Result<()> {
+        self.parking.freeze(max).map_err(|e| Error::io("start a thread", e))
+    }
+
+    /// For a request that the gate has refused: sets it aside if requests are to wait (`bytes` is what it keeps in memory), or
+    /// says at once what becomes of it.
+    pub fn park(&self, bytes: usize, job: Job) {
+        self.parking.park(bytes, job, self.volume.gate().is_open());
+    }
+
+    /// Requests that wait for the key.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.parking.waiting()
     }
 
     /// Requests so far.

@@ -12,9 +12,10 @@ use fuser::{
 };
 
 use super::look::{FILE_NAME, Look, Presented};
+use super::served::Served;
 use crate::disk::Image;
 use crate::error::{Error, ErrorKind};
-use crate::units::{ByteLen, ByteOffset, Extent};
+use crate::units::{ByteLen, ByteOffset};
 
 /// The size of a disk changes only through us, so the kernel may believe its attributes for long; a write or discard
 /// through the kernel makes it ask again.
@@ -24,41 +25,23 @@ const TTL: Duration = Duration::from_secs(3600);
 const MAX_BACKGROUND: u16 = 1024;
 
 pub(super) struct Adapter<I> {
-    image: Arc<I>,
-    look: Look,
+    served: Arc<Served<I>>,
     max_request: u32,
 }
 
 impl<I: Image> Adapter<I> {
     pub(super) fn new(image: Arc<I>, presented: Presented, max_request: u32) -> Self {
         let look = Look::new(presented, image.is_read_only());
-        Self { image, look, max_request }
+        Self { served: Arc::new(Served { image, look }), max_request }
     }
 
     fn file_attr(&self) -> FileAttr {
-        let allocated = self.image.allocated().unwrap_or_else(|_| self.image.len());
-        self.look.file_attr(self.image.len(), allocated)
-    }
-
-    /// Zeroes the part of a range that lies on the disk: with KEEP_SIZE the rest is nothing (fallocate(2)), without it the
-    /// file would have to grow.
-    fn zero(&self, offset: ByteOffset, len: ByteLen, mode: i32) -> Result<(), Error> {
-        let asked = match Extent::new(offset, len) {
-            Some(extent) if mode & libc::FALLOC_FL_KEEP_SIZE != 0 => extent.clamp_to(self.image.len()).len(),
-            _ => len,
-        };
-        if asked.is_zero() {
-            return Ok(());
-        }
-        if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
-            self.image.write_zeroes(offset, asked)
-        } else {
-            self.image.discard(offset, asked)
-        }
+        let allocated = self.served.image.allocated().unwrap_or_else(|_| self.served.image.len());
+        self.served.look.file_attr(self.served.image.len(), allocated)
     }
 }
 
-fn errno(e: &Error) -> Errno {
+pub(super) fn errno(e: &Error) -> Errno {
     match e.kind() {
         // What a full disk, a read-only one or a refused range says is no news; a failing store is.
         ErrorKind::NoSpace | ErrorKind::ReadOnly | ErrorKind::InvalidInput => log::debug!("{}", e.chain()),
@@ -99,7 +82,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if parent == INodeNo::ROOT && self.look.is_folder() && name == FILE_NAME {
+        if parent == INodeNo::ROOT && self.served.look.is_folder() && name == FILE_NAME {
             reply.entry(&TTL, &self.file_attr(), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
@@ -107,10 +90,10 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        if ino == self.look.file() {
+        if ino == self.served.look.file() {
             reply.attr(&TTL, &self.file_attr());
         } else if ino == INodeNo::ROOT {
-            reply.attr(&TTL, &self.look.folder_attr());
+            reply.attr(&TTL, &self.served.look.folder_attr());
         } else {
             reply.error(Errno::ENOENT);
         }
@@ -134,22 +117,22 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if ino != self.look.file() || !self.look.is_owner(uid, gid) {
+        if ino != self.served.look.file() || !self.served.look.is_owner(uid, gid) {
             return reply.error(Errno::EPERM);
         }
-        if size.is_some_and(|size| size != self.image.len().get()) {
+        if size.is_some_and(|size| size != self.served.image.len().get()) {
             log::warn!("{FILE_NAME}: a disk keeps its size; truncating or growing it by its file is refused");
             return reply.error(Errno::EPERM);
         }
-        self.look.set(mode, atime, mtime);
+        self.served.look.set(mode, atime, mtime);
         reply.attr(&TTL, &self.file_attr());
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        if ino != self.look.file() {
+        if ino != self.served.look.file() {
             return reply.error(Errno::EISDIR);
         }
-        if self.image.is_read_only() && flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
+        if self.served.image.is_read_only() && flags.0 & libc::O_ACCMODE != libc::O_RDONLY {
             return reply.error(Errno::EROFS);
         }
         // Direct for everybody: no second copy of plaintext in the page cache, and one coherent view for direct and
@@ -172,15 +155,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             Ok(range) => range,
             Err(errno) => return reply.error(errno),
         };
-        let mut reply = Some(reply);
-        let done = self.image.read(offset, len, &mut |bytes| {
-            if let Some(reply) = reply.take() {
-                reply.data(bytes);
-            }
-        });
-        if let (Err(e), Some(reply)) = (done, reply) {
-            reply.error(errno(&e));
-        }
+        self.served.read(offset, len, reply);
     }
 
     fn write(
@@ -196,17 +171,9 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         reply: ReplyWrite,
     ) {
         let Some(offset) = ByteOffset::new(offset) else { return reply.error(Errno::EINVAL) };
-        let Ok(len) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         // No fsync follows a direct write: the kernel leaves O_SYNC (which includes O_DSYNC) and RWF_DSYNC to us.
         let durable = flags.0 & libc::O_DSYNC != 0;
-        let written = self.image.write(offset, data);
-        match written.and_then(|()| if durable { self.image.sync() } else { Ok(()) }) {
-            Ok(()) => {
-                self.look.touch();
-                reply.written(len);
-            }
-            Err(e) => reply.error(errno(&e)),
-        }
+        self.served.write(offset, data, durable, reply);
     }
 
     fn flush(
@@ -217,27 +184,27 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        match self.image.flush() {
+        match self.served.image.flush() {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno(&e)),
         }
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        match self.image.sync() {
+        match self.served.image.sync() {
             Ok(()) => reply.ok(),
             Err(e) => reply.error(errno(&e)),
         }
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if ino != INodeNo::ROOT || !self.look.is_folder() {
+        if ino != INodeNo::ROOT || !self.served.look.is_folder() {
             return reply.error(Errno::ENOTDIR);
         }
         let entries = [
             (INodeNo::ROOT, FileType::Directory, "."),
             (INodeNo::ROOT, FileType::Directory, ".."),
-            (self.look.file(), FileType::RegularFile, FILE_NAME),
+            (self.served.look.file(), FileType::RegularFile, FILE_NAME),
         ];
         for (next, (ino, kind, name)) in (1..).zip(entries) {
             if next > offset && reply.add(ino, next, kind, name) {
@@ -249,8 +216,8 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
 
     /// Without an answer here loop devices offer no discard (they read f_bsize).
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let blocks = self.image.len().get().div_ceil(4096);
-        let used = self.image.allocated().map_or(blocks, |used| used.get().div_ceil(4096)).min(blocks);
+        let blocks = self.served.image.len().get().div_ceil(4096);
+        let used = self.served.image.allocated().map_or(blocks, |used| used.get().div_ceil(4096)).min(blocks);
         reply.statfs(blocks, blocks - used, blocks - used, 1, 0, 4096, 255, 4096);
     }
 
@@ -273,14 +240,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         if kind != libc::FALLOC_FL_PUNCH_HOLE && kind != libc::FALLOC_FL_ZERO_RANGE {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let done = self.zero(offset, len, mode);
-        match done {
-            Ok(()) => {
-                self.look.touch();
-                reply.ok();
-            }
-            Err(e) => reply.error(errno(&e)),
-        }
+        self.served.zero(offset, len, mode, reply);
     }
 
     fn lseek(
@@ -293,22 +253,10 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         reply: ReplyLseek,
     ) {
         let from = u64::try_from(offset).ok().and_then(ByteOffset::new);
-        let Some(from) = from.filter(|from| from.get() < self.image.len().get()) else {
+        let Some(from) = from.filter(|from| from.get() < self.served.image.len().get()) else {
             return reply.error(Errno::ENXIO);
         };
-        let found = match whence {
-            libc::SEEK_DATA => self.image.seek_data(from),
-            libc::SEEK_HOLE => self.image.seek_hole(from).map(Some),
-            _ => return reply.error(Errno::EINVAL),
-        };
-        match found {
-            Ok(Some(at)) => match i64::try_from(at.get()) {
-                Ok(at) => reply.offset(at),
-                Err(_) => reply.error(Errno::EOVERFLOW),
-            },
-            Ok(None) => reply.error(Errno::ENXIO),
-            Err(e) => reply.error(errno(&e)),
-        }
+        self.served.seek(from, whence, reply);
     }
 
     // The folder holds one file and always will. Each of these says EPERM, as their pages in section 2 of the manual do of a

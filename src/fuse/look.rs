@@ -29,6 +29,16 @@ pub(super) struct Presented {
     pub(super) shared: bool,
 }
 
+impl Presented {
+    /// The inode of the image.
+    pub(super) fn file(&self) -> INodeNo {
+        match self.layout {
+            Layout::Directory => INodeNo(INodeNo::ROOT.0 + 1),
+            Layout::File => INodeNo::ROOT,
+        }
+    }
+}
+
 /// The look of now. Mode and times are kept for this mount only: a container has no room for them, and needs none.
 #[derive(Debug)]
 pub(super) struct Look {
@@ -58,7 +68,7 @@ impl Look {
 
     /// The inode of the image.
     pub(super) fn file(&self) -> INodeNo {
-        if self.is_folder() { INodeNo(INodeNo::ROOT.0 + 1) } else { INodeNo::ROOT }
+        self.presented.file()
     }
 
     pub(super) fn file_attr(&self, len: ByteLen, allocated: ByteLen) -> FileAttr {

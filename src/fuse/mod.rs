@@ -6,6 +6,7 @@ mod adapter;
 mod attach;
 mod look;
 pub mod mountpoint;
+mod served;
 mod session;
 
 pub use look::Layout;

@@ -51,6 +51,7 @@ pub struct Session<I: Image> {
     config: MountConfig,
     signals: Signals,
     attached: Attached,
+    file: fuser::INodeNo,
 }
 
 /// What happens to a session that serves.
@@ -90,13 +91,28 @@ impl<I: Image> Session<I> {
         // that were opened by who may and then handed on.
         let session = fuser::Session::from_fd(adapter, device, SessionACL::All, fuse)
             .io_at("greet the kernel at", &config.mountpoint)?;
-        Ok(Self { session, image, config, signals, attached })
+        Ok(Self { session, image, config, signals, attached, file: look.file() })
     }
 
     /// The file that holds the plaintext.
     #[must_use]
     pub fn presented(&self) -> PathBuf {
         presented(&self.config.mountpoint, self.config.layout)
+    }
+
+    /// Has the kernel forget the pages of the plaintext that it keeps for those who map it. May wait for requests under way.
+    #[must_use]
+    pub fn forget_pages(&self) -> impl Fn() + Send + Sync + use<I> {
+        let (notifier, file) = (self.session.notifier(), self.file);
+        move || {
+            // Nobody has mapped it: the kernel knows no such inode.
+            if let Err(e) = notifier
+                .inval_inode(file, 0, 0)
+                .or_else(|e| if e.raw_os_error() == Some(libc::ENOENT) { Ok(()) } else { Err(e) })
+            {
+                log::warn!("the kernel may keep pages of the plaintext: {e}");
+            }
+        }
     }
 
     /// Serves until somebody unmounts. SIGTERM, SIGINT and SIGHUP sync, detach, and end at the last close or after ten
@@ -106,7 +122,7 @@ impl<I: Image> Session<I> {
     /// # Errors
     /// `Io` when the last sync failed, or FUSE did.
     pub fn run(self) -> Result<()> {
-        let Self { session, image, config, signals, mut attached } = self;
+        let Self { session, image, config, signals, mut attached, file: _ } = self;
         let (tell, events) = channel();
         let watch = signals.handle();
         let watcher = start("signals", tell.clone(), move |tell| watch_signals(signals, tell))?;

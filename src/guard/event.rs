@@ -59,14 +59,12 @@ pub enum Why {
     Expired(Cause),
     /// The guard itself is dead or stuck: its lease on the key ran out.
     Unguarded,
-    /// A rehearsal (`drill`).
-    Drill,
 }
 
 impl Why {
     /// A stable word.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub const fn name(&self) -> &'static str {
         match self {
             Self::Denied(denial) | Self::Unconfirmed(denial) => match denial {
                 Denial::Disabled => "disabled",
@@ -77,7 +75,6 @@ impl Why {
             },
             Self::Expired(cause) => cause.name(),
             Self::Unguarded => "unguarded",
-            Self::Drill => "drill",
         }
     }
 }
@@ -91,7 +88,6 @@ impl fmt::Display for Why {
             }
             Self::Expired(cause) => write!(f, "the grace for trouble with the vault ({cause}) is over"),
             Self::Unguarded => f.write_str("the guard of the key does not answer"),
-            Self::Drill => f.write_str("a drill"),
         }
     }
 }
@@ -224,13 +220,19 @@ pub trait Responder: Send + Sync {
     }
 }
 
-/// Only logs, which the guard does anyway.
+/// Only logs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogOnly;
 
 impl Responder for LogOnly {
     fn before_fence(&self, _window: Duration) {}
-    fn fenced(&self, _event: &GuardEvent) {}
-    fn resumed(&self, _event: &GuardEvent) {}
-    fn changed(&self, _event: &GuardEvent) {}
+    fn fenced(&self, event: &GuardEvent) {
+        log::error!("{event}");
+    }
+    fn resumed(&self, event: &GuardEvent) {
+        log::warn!("{event}");
+    }
+    fn changed(&self, event: &GuardEvent) {
+        log::warn!("{event}");
+    }
 }

@@ -39,4 +39,7 @@ pub struct GuardStatus {
     pub probes: u64,
     /// How often the gate was closed since the mount.
     pub fences: u64,
+    /// Requests that wait for the key.
+    #[serde(default)]
+    pub waiting: usize,
 }

@@ -157,6 +157,11 @@ impl Access {
         Ok(self.provider(set)?.describe(&latest, &self.call(set, reason)))
     }
 
+    /// The vault for a key; of several that know it, the one of this id.
+    pub(super) fn provider_of(&self, kid: &Kid, preferred: uuid::Uuid) -> Result<Provider<'_>> {
+        self.opened.provider(kid, preferred, &self.vault, &self.sets)
+    }
+
     /// A call in the name of a set's identity.
     #[must_use]
     pub fn call(&self, set: &Set, reason: &str) -> Call {
@@ -177,7 +182,7 @@ impl Access {
     }
 
     /// Whether this container was seen before; an error when it had another key then.
-    fn known_fingerprint(&self, header: &Header, key: &VolumeKey) -> Result<bool> {
+    pub(super) fn known_fingerprint(&self, header: &Header, key: &VolumeKey) -> Result<bool> {
         let pinned = self.sets.pinned_fingerprint(header.uuid())?;
         if pinned.is_none_or(|pinned| pinned == Header::fingerprint(key)) {
             return Ok(pinned.is_some());

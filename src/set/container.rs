@@ -32,6 +32,12 @@ impl MountedContainer {
         Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()) }
     }
 
+    /// 36 characters; no change of the header changes it.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        lock(&self.header).uuid().to_owned()
+    }
+
     /// Where it was when it was mounted.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -29,6 +29,7 @@ mod db;
 pub mod find;
 pub mod first_use;
 mod model;
+pub mod probe;
 mod providers;
 pub mod provision;
 mod registry;
