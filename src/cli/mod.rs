@@ -27,6 +27,7 @@ mod key;
 mod mount;
 mod output;
 mod pending;
+mod policy;
 mod prompt;
 mod seal;
 mod set;
@@ -169,6 +170,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
     crate::secret::harden_process()?;
     start_log(cli.verbose);
     let context = Context::new(cli.state, cli.vault_passphrase_file)?;
+    let changes = changes_access(&cli.command);
     let done = match cli.command {
         Command::Mount(mount) => return mount::run(&context, &mount, args),
         Command::Create(args) => create::run(&context, &args),
@@ -190,7 +192,26 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Completion(args) => generate::completion(&args),
         Command::Generate(command) => generate::run(&command),
     };
+    if changes && done.is_ok() {
+        // Their guards would notice by themselves, a little later.
+        crate::control::poke_all(&context.dirs);
+    }
     done.map(|()| 0)
+}
+
+/// Who may use which key: what the guards of live mounts should look at. (`set` says so itself.)
+const fn changes_access(command: &Command) -> bool {
+    match command {
+        Command::Grant(_) | Command::Revoke(_) => true,
+        Command::Key(command) => command.changes_access(),
+        Command::Vault(command) => {
+            matches!(
+                command,
+                vault::Command::Identity(_) | vault::Command::Grant(_) | vault::Command::Revoke(_)
+            )
+        }
+        _ => false,
+    }
 }
 
 fn start_log(verbose: u8) {

@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::context::{self, Context};
 use super::daemon::{self, Spawned};
-use super::unlock::{self, UnlockArgs};
+use super::policy::PolicyArgs;
+use super::unlock::{self, Opened, UnlockArgs};
 use super::{create, output, size, usage};
 use crate::control::live::Facts;
 use crate::control::probe::SetProber;
@@ -17,7 +19,6 @@ use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::guard::guests::Guests;
 use crate::guard::{Guard, Place, Responses, Setup};
 use crate::revocation::Policy;
-use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 use crate::store::Access as StoreAccess;
 use crate::units::ByteLen;
@@ -93,6 +94,13 @@ pub(super) struct Args {
     pub(super) qmp: Vec<PathBuf>,
 
     #[command(flatten)]
+    policy: PolicyArgs,
+
+    /// Keep trying for this long while the vault cannot be asked, for instance at boot: 5m
+    #[arg(long, value_name = "TIME", value_parser = crate::revocation::parse_duration)]
+    wait_for_vault: Option<Duration>,
+
+    #[command(flatten)]
     pub(super) unlock: UnlockArgs,
 
     #[command(flatten)]
@@ -146,13 +154,14 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     }
     let path = context.container(&args.disk)?;
     let access = if args.read_only { StoreAccess::ReadOnly } else { StoreAccess::ReadWrite };
-    let opened = unlock::open(
+    let opened = open_in_time(
         context,
         &path,
         access,
-        &args.unlock,
+        args,
         &format!("mount {} on {}", path.display(), mountpoint.display()),
     )?;
+    let policy = opened.policy(&args.policy.change())?;
     let disk = Arc::new(opened.disk(args.cache_size.unwrap_or(DEFAULT_CACHE), args.read_only)?);
     let config = MountConfig {
         source: path,
@@ -178,9 +187,13 @@ fn serve(context: &Context, args: &Args) -> Result<()> {
     let (container, access) = opened.without_key(args.read_only);
     let container = Arc::new(container);
     let (guests, responses) = surroundings(context, args, &facts, &container)?;
-    let guard =
-        access.as_ref().map(|access| start_guard(&session, &disk, &container, access, &facts, responses));
-    let guard = guard.transpose()?;
+    let guard = match &access {
+        Some(access) => {
+            let prober = SetProber::new(Arc::clone(access), Arc::clone(&container), facts.mountpoint.clone());
+            Some(start_guard(&session, &disk, prober, policy, responses)?)
+        }
+        None => None,
+    };
     let state = context.dirs.state.clone();
     let mount =
         Arc::new(LiveMount { facts, disk, container, access, guests, state, bell: Bell::default(), guard });
@@ -223,12 +236,10 @@ fn surroundings(
 fn start_guard(
     session: &Session<PlainDisk>,
     disk: &Arc<PlainDisk>,
-    container: &Arc<MountedContainer>,
-    access: &Arc<Access>,
-    facts: &Facts,
+    prober: SetProber,
+    policy: Policy,
     responses: Arc<Responses>,
 ) -> Result<Guard> {
-    let prober = SetProber::new(Arc::clone(access), Arc::clone(container), facts.mountpoint.clone());
     let (forget_pages, settled) = (session.forget_pages(), Arc::clone(disk));
     let settle = move || {
         if let Err(e) = settled.sync() {
@@ -237,14 +248,37 @@ fn start_guard(
         forget_pages();
     };
     Guard::start(Setup {
-        policy: Policy::default(),
-        uuid: container.uuid(),
-        mountpoint: facts.mountpoint.clone(),
+        policy,
+        uuid: prober.container().uuid(),
+        mountpoint: prober.mountpoint().to_owned(),
         disk: Arc::clone(disk),
         prober: Arc::new(prober),
         responder: responses,
         settle: Arc::new(settle),
     })
+}
+
+/// Opens it, trying again while the vault cannot be asked and there is time. The lock is not held in between.
+fn open_in_time(
+    context: &Context,
+    path: &Path,
+    access: StoreAccess,
+    args: &Args,
+    reason: &str,
+) -> Result<Opened> {
+    let until = args.wait_for_vault.map(|time| Instant::now() + time);
+    let mut wait = Duration::from_secs(1);
+    loop {
+        let e = match unlock::open(context, path, access, &args.unlock, reason) {
+            Err(e) if e.kind() == ErrorKind::Unreachable => e,
+            done => return done,
+        };
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let Some(left) = left.filter(|left| !left.is_zero()) else { return Err(e) };
+        log::warn!("{}; trying again", e.chain());
+        std::thread::sleep(wait.min(left));
+        wait = (wait * 2).min(Duration::from_secs(15));
+    }
 }
 
 /// Says that the mount is usable, to the user or to the parent and to systemd, and leaves the terminal.

@@ -7,7 +7,9 @@ use super::{guest, output, size};
 use crate::cache::CacheStats;
 use crate::control::MountStatus;
 use crate::error::{Error, ErrorKind, Result};
+use crate::guard::GuardStatus;
 use crate::guard::guests::GuestList;
+use crate::revocation::show_duration;
 
 /// Show what is mounted: disk, key version, cache and I/O counters
 #[derive(Debug, clap::Args)]
@@ -103,6 +105,13 @@ fn show(m: &MountStatus, guests: &GuestList) -> Result<()> {
             ),
         ),
     ];
+    if let Some(guard) = &m.guard {
+        fields.push(("guard", watch(guard)));
+        fields.push(("on revoke", on_revoke(guard)));
+        if !guard.reason.is_empty() {
+            fields.push(("vault", guard.reason.clone()));
+        }
+    }
     fields.push(("cache", m.cache.as_ref().map_or_else(|| "off".to_owned(), cache)));
     for guest in &guests.guests {
         fields.push(("guest", format!("{} ({})", guest.qmp.display(), guest::describe(guest))));
@@ -111,6 +120,30 @@ fn show(m: &MountStatus, guests: &GuestList) -> Result<()> {
         fields.push(("guest", format!("{holder}, not registered: see wrapdisk guest add --help")));
     }
     output::fields(&fields)
+}
+
+/// `degraded (outage) since ..., asked at ..., next at ..., I/O ends in ...`
+fn watch(g: &GuardStatus) -> String {
+    let why = g.cause.map(|cause| cause.name().to_owned()).or_else(|| g.why.clone());
+    let mut text = g.state.clone();
+    text.push_str(&why.map(|why| format!(" ({why})")).unwrap_or_default());
+    text.push_str(&format!(" since {}, the vault said yes at {}", g.since, g.last_good));
+    if let Some(next) = &g.next_probe {
+        text.push_str(&format!(", next asked at {next}"));
+    }
+    if let Some(left) = g.grace_left {
+        let left = std::time::Duration::from_secs(left);
+        text.push_str(&format!("; I/O ends in {} unless it says yes", show_duration(left)));
+    }
+    if g.waiting > 0 {
+        text.push_str(&format!("; {} requests wait", g.waiting));
+    }
+    text
+}
+
+fn on_revoke(g: &GuardStatus) -> String {
+    let (interval, grace) = (show_duration(g.policy.probe_interval), g.policy.outage_grace);
+    format!("{}; asked every {interval} at least, an outage is forgiven for {grace}", g.on_revoke)
 }
 
 fn cache(c: &CacheStats) -> String {

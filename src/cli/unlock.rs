@@ -13,6 +13,8 @@ use crate::envelope::Kid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::mountpoint;
 use crate::luks2::{Header, Holes, Kind, keyslot};
+use crate::revocation::{Policy, PolicyChange};
+use crate::set::SetStore;
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 use crate::store::{Access as StoreAccess, BackingStore, FileStore, LatchedStore};
@@ -175,6 +177,7 @@ fn unlock(
     reason: &str,
 ) -> Result<(VolumeKey, Option<(Kid, Access)>)> {
     if args.wants_passphrase() {
+        forbidden_by_set(context, path, header)?;
         let key = by_passphrase(path, header, store, args)?;
         audit_recovery(context, header, reason);
         return Ok((key, None));
@@ -190,13 +193,19 @@ fn unlock(
     }
     let (vault, unlocked) = context
         .existing()
-        .and_then(|vault| vault.unlock(header, reason).map(|unlocked| (vault, unlocked)))
+        .and_then(|vault| vault.unlock(header, &named(reason, header)).map(|unlocked| (vault, unlocked)))
         .map_err(|e| or_by_passphrase(about(path, &e), header))?;
     for warning in &unlocked.warnings {
         log::warn!("{}: {warning}", path.display());
     }
     vault.record(header, path, context::now())?;
     Ok((unlocked.key, Some((unlocked.kid, vault))))
+}
+
+/// For the audit: which disk, of which set.
+fn named(reason: &str, header: &Header) -> String {
+    let set = header.tokens().next().and_then(|(_, token)| token.set().split('/').next()).unwrap_or_default();
+    format!("{reason} disk={} set={set}", header.uuid())
 }
 
 /// Reminds of the other way in, where there is one and nothing better is known.
@@ -206,6 +215,26 @@ fn or_by_passphrase(e: Error, header: &Header) -> Error {
         return e.hint("it has a recovery passphrase, which opens it without the vault: --passphrase");
     }
     e
+}
+
+/// A set may insist on its vault (RULINGS 27). Where the sets are lost, nobody can say so any more.
+fn forbidden_by_set(context: &Context, path: &Path, header: &Header) -> Result<()> {
+    let state = &context.dirs.state;
+    if !state.join("sets.db").exists() {
+        return Ok(());
+    }
+    let Ok(sets) = SetStore::open(state) else { return Ok(()) };
+    for id in header.tokens().filter_map(|(_, token)| token.set_id()) {
+        let Some(set) = sets.by_id(id)? else { continue };
+        if !sets.policy(id)?.recovery_mounts {
+            let message = format!("the set \"{}\" forbids opening its disks by passphrase", set.name);
+            return Err(Error::new(ErrorKind::Denied, message).at(path).hint(format!(
+                "who may change the set: wrapdisk set update {} --recovery-mounts allow",
+                set.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A recovery must work when the vault is gone: what cannot be audited is said, not refused.
@@ -265,6 +294,16 @@ impl Opened {
     /// The plaintext disk over this container.
     pub(super) fn disk(&self, cache: ByteLen, read_only: bool) -> Result<PlainDisk> {
         plain_disk(Arc::clone(&self.store) as _, &self.header, &self.key, cache, read_only)
+    }
+
+    /// What is agreed on for the end of its key: by its set, and by who mounts it.
+    pub(super) fn policy(&self, change: &PolicyChange) -> Result<Policy> {
+        let set = self.header.tokens().find_map(|(_, token)| token.set_id());
+        let policy = match (&self.access, set) {
+            (Some(access), Some(set)) => access.sets.policy(set)?,
+            _ => Policy::default(),
+        };
+        policy.with(change)
     }
 
     /// What is left once the key is in its cipher: this copy of it is wiped.

@@ -31,6 +31,18 @@ impl SetProber {
         Self { access, container, mountpoint }
     }
 
+    /// The container.
+    #[must_use]
+    pub fn container(&self) -> &MountedContainer {
+        &self.container
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn mountpoint(&self) -> &std::path::Path {
+        &self.mountpoint
+    }
+
     fn followed(&self) -> Result<Followed, Outcome> {
         self.access
             .followed(&self.container.header())

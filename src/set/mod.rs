@@ -29,6 +29,7 @@ mod db;
 pub mod find;
 pub mod first_use;
 mod model;
+mod policy;
 pub mod probe;
 mod providers;
 pub mod provision;

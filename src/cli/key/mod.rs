@@ -246,6 +246,22 @@ pub(super) fn parse_key(text: &str) -> Result<KeyRef, String> {
     KeyRef::parse(text).map_err(|e| e.to_string())
 }
 
+impl Command {
+    /// Whether a key can be used afterwards that could not be before, or the other way round.
+    pub(super) const fn changes_access(&self) -> bool {
+        matches!(
+            self,
+            Self::SetAttributes(_)
+                | Self::Enable(_)
+                | Self::Disable(_)
+                | Self::Delete(_)
+                | Self::Recover(_)
+                | Self::Purge(_)
+                | Self::Restore(_)
+        )
+    }
+}
+
 pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
     match command {
         Command::Create(args) => {
