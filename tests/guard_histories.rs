@@ -110,6 +110,8 @@ struct World {
     /// Denials since the last yes.
     denials: Vec<Moment>,
     last_answer: Answer,
+    /// The last probe was to keep its key.
+    kept: bool,
     /// When each trouble began, since the last yes.
     began: [Option<Moment>; 5],
     used: Moment,
@@ -157,6 +159,7 @@ impl World {
             closed_at: now,
             denials: vec![],
             last_answer: Answer::Good,
+            kept: false,
             began: [None; 5],
             used: now,
             fences: 0,
@@ -212,11 +215,15 @@ impl World {
                             resume != self.machine.state().serves(),
                             "a key is kept only to resume with",
                         );
+                        self.kept = resume;
                         next = Some(self.probe(deadline));
                     }
                     Action::Fence => self.close(),
                     Action::Open => {
-                        self.check(self.last_answer == Answer::Good && !self.open, "opened with a key");
+                        self.check(
+                            self.last_answer == Answer::Good && self.kept && !self.open,
+                            "opened with a key",
+                        );
                         // Now and then the key is not that of the container.
                         let good = self.lots.below(16) > 0;
                         (self.open, self.key_in_memory) = (good, good);
@@ -352,6 +359,10 @@ impl World {
 
     /// The bound on how long I/O goes on after a revocation.
     fn promise(&mut self) {
+        if let Some(first) = self.denials.first().filter(|_| self.serves()) {
+            // Whatever the vault says then, if it says anything.
+            self.check(self.now <= *first + self.policy.probe_interval, "I/O long after a first denial");
+        }
         let Vault::Denies(_) = self.vault else { return };
         if !self.serves() || self.has_hung {
             return;

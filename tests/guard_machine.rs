@@ -254,7 +254,7 @@ fn an_outage_is_asked_about_faster_and_retry_after_is_honoured_up_to_the_interva
         waits.push((machine.next_probe() - now).as_secs());
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 32, 42, 42]);
-    for (asked, kept) in [(3, 3), (60, 60), (3600, 60)] {
+    for (asked, kept) in [(0, 42), (3, 42), (60, 60), (3600, 60)] {
         let (now, _) = next_probe(&mut machine, 0.0);
         machine.handle(now, Event::Answer(Answer::Transient { retry_after: Some(secs(asked)) }), 0.0);
         assert_eq!(machine.next_probe(), now + secs(kept));

@@ -395,7 +395,8 @@ impl Machine {
         let interval = self.policy.probe_interval;
         let doubled = Duration::from_secs(1 << self.failures.min(12)).mul_f64(1.0 - 0.2 * jitter);
         self.failures += 1;
-        let wait = retry_after.map_or(doubled.min(interval.mul_f64(0.7)), |wait| wait.min(interval));
+        // Never sooner than it was asked to, nor than it would have been asked anyway.
+        let wait = doubled.min(interval.mul_f64(0.7)).max(retry_after.unwrap_or_default()).min(interval);
         now.saturating_add(wait)
     }
 
