@@ -8,6 +8,7 @@
 #   PREFIX=/usr/local                bin, share and lib below it
 #   SBINDIR=/usr/sbin                the mount helpers: mount(8) looks in /sbin only, whatever the PREFIX
 #   UNITDIR=PREFIX/lib/systemd/system
+#   USERUNITDIR=PREFIX/lib/systemd/user
 #   DESTDIR=                         put in front of every path, to make a package
 # No user or group is made: wrapdisk runs as whoever mounts.
 set -eu
@@ -18,6 +19,8 @@ DESTDIR=${DESTDIR:-}
 PREFIX=${PREFIX:-/usr/local}
 SBINDIR=${SBINDIR:-/usr/sbin}
 UNITDIR=${UNITDIR:-$PREFIX/lib/systemd/system}
+USERUNITDIR=${USERUNITDIR:-$PREFIX/lib/systemd/user}
+UNITS="wrapdisk@.service wrapdisk-vault.service wrapdisk-rotate.service wrapdisk-rotate.timer"
 BINDIR=$PREFIX/bin
 SHARE=$PREFIX/share
 
@@ -39,7 +42,7 @@ if [ ! -s "$work/man/wrapdisk.1" ]; then
     echo "install.sh: $BINARY: wrote no manual pages; is it wrapdisk?" >&2
     exit 1
 fi
-for unit in wrapdisk@.service wrapdisk-vault.service; do
+for unit in $UNITS; do
     sed "s|@BINDIR@|$BINDIR|g" "$here/$unit" > "$work/$unit"
 done
 
@@ -60,8 +63,12 @@ done
 put 644 "$work/completions/wrapdisk.bash" "$SHARE/bash-completion/completions/wrapdisk"
 put 644 "$work/completions/_wrapdisk" "$SHARE/zsh/site-functions/_wrapdisk"
 put 644 "$work/completions/wrapdisk.fish" "$SHARE/fish/vendor_completions.d/wrapdisk.fish"
-for unit in wrapdisk@.service wrapdisk-vault.service; do
+for unit in $UNITS; do
     put 644 "$work/$unit" "$UNITDIR/$unit"
+done
+# The rotation serves a user's own disks as well: systemctl --user.
+for unit in wrapdisk-rotate.service wrapdisk-rotate.timer; do
+    put 644 "$work/$unit" "$USERUNITDIR/$unit"
 done
 for example in fstab mount.conf vault.conf; do
     put 644 "$here/examples/$example" "$SHARE/doc/wrapdisk/examples/$example"

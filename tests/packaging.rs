@@ -21,7 +21,7 @@ fn repository(path: &str) -> PathBuf {
 
 fn install(variables: &[(&str, &Path)]) -> Output {
     let mut command = Command::new(repository("packaging/install.sh"));
-    for name in ["DESTDIR", "PREFIX", "SBINDIR", "UNITDIR"] {
+    for name in ["DESTDIR", "PREFIX", "SBINDIR", "UNITDIR", "USERUNITDIR"] {
         command.env_remove(name); // of whoever runs the tests
     }
     command.env("BINARY", WRAPDISK).envs(variables.iter().copied()).output().unwrap()
@@ -81,8 +81,12 @@ fn a_staged_tree_is_complete_and_holds_nothing_else() {
 
     let expected = [
         ("usr/bin/wrapdisk", "755"),
+        ("usr/lib/systemd/system/wrapdisk-rotate.service", "644"),
+        ("usr/lib/systemd/system/wrapdisk-rotate.timer", "644"),
         ("usr/lib/systemd/system/wrapdisk-vault.service", "644"),
         ("usr/lib/systemd/system/wrapdisk@.service", "644"),
+        ("usr/lib/systemd/user/wrapdisk-rotate.service", "644"),
+        ("usr/lib/systemd/user/wrapdisk-rotate.timer", "644"),
         ("usr/sbin/mount.fuse.wrapdisk", "../bin/wrapdisk"),
         ("usr/sbin/mount.wrapdisk", "../bin/wrapdisk"),
         ("usr/share/bash-completion/completions/wrapdisk", "644"),
@@ -127,6 +131,36 @@ fn the_helpers_and_the_units_reach_the_installed_program() {
         assert!(judge(&unit).1.contains("Failed to parse service type"));
         fs::write(&unit, text.replace("bin/wrapdisk", "bin/other")).unwrap();
         assert!(!judge(&unit).0);
+    }
+}
+
+#[test]
+fn the_rotation_runs_every_15_minutes_for_root_and_for_a_user() {
+    let top = tempfile::tempdir().unwrap();
+    let prefix = top.path().join("usr");
+    installed(&[("PREFIX", &*prefix), ("SBINDIR", &*top.path().join("sbin"))]);
+    for manager in ["system", "user"] {
+        let units = prefix.join("lib/systemd").join(manager);
+        let (service, timer) = (units.join("wrapdisk-rotate.service"), units.join("wrapdisk-rotate.timer"));
+        let text = fs::read_to_string(&service).unwrap();
+        let start = format!("\nExecStart={} set rotate --all\n", prefix.join("bin/wrapdisk").display());
+        assert!(text.contains(&start), "{text}");
+        let judge = || {
+            let (service, timer) = (service.to_str().unwrap(), timer.to_str().unwrap());
+            let mut judge = Command::new("systemd-analyze");
+            judge.args(["verify", "--man=no", &format!("--{manager}"), service, timer]);
+            let output = judge.env("XDG_RUNTIME_DIR", top.path()).output().unwrap();
+            (output.status.success(), String::from_utf8(output.stderr).unwrap())
+        };
+        assert_eq!(judge(), (true, String::new()), "{manager}");
+        let text = fs::read_to_string(&timer).unwrap();
+        assert!(text.contains("\nPersistent=true\n"));
+        let when = text.lines().find_map(|line| line.strip_prefix("OnCalendar=")).unwrap();
+        let shown = run("systemd-analyze", &["calendar", when]);
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.contains("Normalized form: *-*-* *:00/15:00"), "{shown}");
+        fs::write(&timer, text.replace("OnCalendar=", "OnCalender=")).unwrap();
+        assert!(judge().1.contains("OnCalender"), "the judge reads the timer");
     }
 }
 
