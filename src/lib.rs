@@ -55,6 +55,16 @@
 //! refuses new I/O at once; crypto that runs is waited for, then key, schedules and cache are wiped. The guard that closes it
 //! when the key is revoked is not here yet: `key disable` stops new mounts only.
 //!
+//! ## How a rotation travels
+//!
+//! A new version of the key -> [`set::rotation`]: whoever looks first (a mount, the timer's `set rotate --all`) makes it the
+//! set's active one by compare-and-swap in `sets.db` and keeps the old one among the previous -> each container, mounted ones
+//! by their own daemon ([`control`]): [`set::rewrap`] unwraps with the old version, wraps with the new one, unwraps and
+//! compares, commits the header with both tokens, then with the new one -> whoever finds no container left ends it. The data
+//! key and the data do not change, and no request waits. What fails or is missing keeps its error in the registry and is
+//! tried again; nothing is wrapped without an unwrap of the old version in the same pass, so a rotation never outruns a
+//! revocation.
+//!
 //! ## Invariants
 //!
 //! 1. A sector's plaintext in the cache equals what decrypting the store would give, under the range lock that covers it:

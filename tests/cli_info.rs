@@ -209,10 +209,14 @@ fn status_tells_the_same_to_people_and_programs() {
         "set",
         "key",
         "unguarded",
+        "rotationError",
         "mountedAt",
         "memoryLocked",
         "io",
         "cache",
+        "guard",
+        "guests",
+        "unregistered",
     ];
     let counters = ["reads", "readBytes", "writes", "writtenBytes", "discards", "flushes", "errors"];
     for (one, name, size) in [(&status[0], "a.wd", 1 << 20), (&status[1], "b.wd", 2 << 20)] {

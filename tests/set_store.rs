@@ -144,6 +144,10 @@ fn the_json_has_the_shape_of_set_show() {
             "rotationToLatestKeyVersionEnabled": true,
             "lastKeyRotationTimestamp": null,
             "autoKeyRotationError": null,
+            "revocationPolicy": {
+                "probeInterval": "60s", "outageGrace": "24h", "authGrace": "1h", "firewallGrace": "15m",
+                "freezeMax": "10m", "shutdownWindow": "0", "recoveryMounts": true
+            },
             "provisioningState": "Succeeded"
         }
     });

@@ -112,6 +112,9 @@ fn show(m: &MountStatus, guests: &GuestList) -> Result<()> {
             fields.push(("vault", guard.reason.clone()));
         }
     }
+    if let Some(e) = &m.rotation_error {
+        fields.push(("rotation", format!("stopped: {e}")));
+    }
     fields.push(("cache", m.cache.as_ref().map_or_else(|| "off".to_owned(), cache)));
     for guest in &guests.guests {
         fields.push(("guest", format!("{} ({})", guest.qmp.display(), guest::describe(guest))));

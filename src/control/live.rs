@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::guard::guests::{GuestList, Guests};
 use crate::guard::{Guard, GuardStatus};
 use crate::luks2::Header;
+use crate::set::Trouble;
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
 
@@ -49,6 +50,12 @@ pub struct LiveMount {
 }
 
 impl LiveMount {
+    fn rotation_error(&self) -> Option<String> {
+        let set = self.set(self.access.as_deref()?).ok().flatten()?;
+        let trouble = set.trouble.filter(Trouble::is_serious)?;
+        Some(format!("{}: {}", trouble.code, trouble.message))
+    }
+
     fn guard_status(&self) -> Option<GuardStatus> {
         self.guard.as_ref()?.status()
     }
@@ -71,6 +78,7 @@ impl Mounted for LiveMount {
             set: header.tokens().next().map(|(_, token)| token.set().to_owned()),
             key: self.facts.key.as_ref().map(|opened| current(&header, opened)),
             unguarded: self.guard.is_none(),
+            rotation_error: self.rotation_error(),
             mounted_at: self.facts.mounted_at.clone(),
             memory_locked: crate::secret::all_locked(),
             io: self.disk.io_stats(),

@@ -56,6 +56,9 @@ pub struct MountStatus {
     pub key: Option<String>,
     /// Opened without the vault: revocation does not reach this mount.
     pub unguarded: bool,
+    /// Why its set does not rotate by itself; `None` when nothing is wrong.
+    #[serde(default)]
+    pub rotation_error: Option<String>,
     /// RFC 3339.
     pub mounted_at: String,
     /// False when the kernel refused to lock key memory: it may reach swap.

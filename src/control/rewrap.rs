@@ -27,6 +27,10 @@ use crate::vault::local::LocalVault;
 /// A vault elsewhere may take three calls of ten seconds each, and another rewrap of the same mount may come first.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How often, and how far apart, a commit is tried that meets another one: that takes milliseconds.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
 impl LiveMount {
     /// The sets and vaults; opened for this once where a passphrase opened the disk.
     pub(super) fn sets_and_vaults(&self) -> Result<Arc<Access>> {
@@ -108,7 +112,14 @@ fn change(mount: &LiveMount, access: &Access, work: impl Fn(&Header) -> Result<H
     container.reload()?;
     let before = container.header();
     let mut done = work(&before);
-    if done.as_ref().is_err_and(|e| e.kind() == ErrorKind::Conflict) && container.reload()? {
+    for _ in 0..TRIES {
+        // Another read-only mount of the same container is at it, or was faster.
+        match &done {
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::Busy) => {}
+            _ => break,
+        }
+        std::thread::sleep(PAUSE);
+        container.reload()?;
         done = work(&container.header());
     }
     // A copy of the key may lie in frames that are done with.

@@ -44,7 +44,7 @@ pub fn claimed_uuid(path: &Path) -> Option<String> {
 pub struct Places<'a> {
     sets: &'a SetStore,
     /// What lies in the folders where containers are, by uuid; looked at when the first one is missing.
-    near: Mutex<Option<HashMap<String, PathBuf>>>,
+    near: Mutex<Option<HashMap<String, Vec<PathBuf>>>>,
 }
 
 impl<'a> Places<'a> {
@@ -63,12 +63,15 @@ impl<'a> Places<'a> {
         if claimed.as_ref() == Some(&container.uuid) || (there.is_ok() && claimed.is_none()) {
             return Some(container.path.clone());
         }
+        // A copy that is known is not this one.
+        let known = self.sets.find(&container.uuid).unwrap_or_default();
         let mut near = lock(&self.near);
-        near.get_or_insert_with(|| look_around(self.sets)).get(&container.uuid).cloned()
+        let found = near.get_or_insert_with(|| look_around(self.sets)).get(&container.uuid)?;
+        found.iter().find(|path| known.iter().all(|other| other.path != **path)).cloned()
     }
 }
 
-fn look_around(sets: &SetStore) -> HashMap<String, PathBuf> {
+fn look_around(sets: &SetStore) -> HashMap<String, Vec<PathBuf>> {
     let all = sets.containers(None).unwrap_or_default();
     let mut folders: Vec<_> = all.iter().filter_map(|c| c.path.parent()).collect();
     folders.sort_unstable();
@@ -76,7 +79,13 @@ fn look_around(sets: &SetStore) -> HashMap<String, PathBuf> {
     let files = folders.into_iter().filter_map(|folder| std::fs::read_dir(folder).ok());
     let files = files.flat_map(|entries| entries.flatten().take(NEAR));
     let files = files.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).map(|e| e.path());
-    files.filter_map(|path| Some((claimed_uuid(&path)?, path))).collect()
+    let mut found = HashMap::<_, Vec<_>>::new();
+    for path in files {
+        if let Some(uuid) = claimed_uuid(&path) {
+            found.entry(uuid).or_default().push(path);
+        }
+    }
+    found
 }
 
 /// One container that a scan met.

@@ -19,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::revocation::Policy;
 use crate::sync::{Mutex, lock};
 
 use self::model::{COLUMNS, SetRow};
@@ -109,6 +110,7 @@ impl SetStore {
             rotation_due: None,
             last_rotation: None,
             trouble: None,
+            policy: Policy::default(),
         };
         // The primary key is random: the one thing that can collide is the name.
         let added = self

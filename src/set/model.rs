@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::revocation::Policy;
 use crate::vault::Kid;
 
 /// In the order of [`SetRow::read`].
 pub(super) const COLUMNS: &str = "id, name, vault, key, active, pinned, identity, created, encryption_type, previous, \
-                                  rotation_due, last_rotation, trouble";
+                                  rotation_due, last_rotation, trouble, policy";
 
 /// What [`SetStore::create`](super::SetStore::create) needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +162,8 @@ pub struct Set {
     pub last_rotation: Option<i64>,
     /// Why the set does not rotate by itself.
     pub trouble: Option<Trouble>,
+    /// What its mounts do when the key is taken away.
+    pub policy: Policy,
 }
 
 impl Set {
@@ -235,6 +238,7 @@ impl Set {
                 "rotationToLatestKeyVersionEnabled": !self.pinned,
                 "lastKeyRotationTimestamp": self.last_rotation.map(time),
                 "autoKeyRotationError": trouble.map(Trouble::to_json),
+                "revocationPolicy": self.policy,
                 "provisioningState": if self.is_rotating() { "Updating" } else { "Succeeded" },
             },
         })
@@ -281,6 +285,7 @@ pub(super) struct SetRow {
     rotation_due: Option<i64>,
     last_rotation: Option<i64>,
     trouble: Option<String>,
+    policy: Option<String>,
 }
 
 impl SetRow {
@@ -299,6 +304,7 @@ impl SetRow {
             rotation_due: row.get(10)?,
             last_rotation: row.get(11)?,
             trouble: row.get(12)?,
+            policy: row.get(13)?,
         })
     }
 
@@ -321,6 +327,7 @@ impl SetRow {
         let previous = serde_json::from_str(&self.previous)
             .map_err(|e| damaged("previous", &self.previous, "a JSON array of keys").caused_by(e))?;
         let trouble = self.trouble.as_deref().map(parse_trouble).transpose();
+        let policy = self.policy.as_deref().map(serde_json::from_str).transpose();
         Ok(Set {
             id: uuid("id", &self.id)?,
             vault: uuid("vault", &self.vault)?,
@@ -331,6 +338,11 @@ impl SetRow {
             trouble: trouble.map_err(|e| {
                 damaged("trouble", self.trouble.as_deref().unwrap_or(""), "JSON").caused_by(e)
             })?,
+            policy: policy
+                .map_err(|e| {
+                    damaged("policy", self.policy.as_deref().unwrap_or(""), "a policy").caused_by(e)
+                })?
+                .unwrap_or_default(),
             previous,
             name: self.name,
             key: self.key,

@@ -9,8 +9,11 @@
 //! 1. What fails or is missing stays listed with its error; the others go on.
 //! 2. After a denial, nothing more is asked of the same key version in the same run.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::Header;
@@ -22,7 +25,7 @@ use super::access::Access;
 use super::find::Places;
 use super::provision;
 use super::rewrap::{self, Need, Order, Refused, Source};
-use super::{ContainerRecord, NextKey, Set, Trouble, now};
+use super::{ContainerRecord, NextKey, PreviousKey, Set, Trouble, now};
 
 /// Containers are rewrapped by so many threads at once.
 const PARALLEL: usize = 4;
@@ -203,6 +206,7 @@ pub fn finish(access: &Access, report: &mut Report) -> Result<()> {
     let now = now();
     if access.sets.end_rotation(id, now)? {
         log::info!("set {}: all containers are under {}", report.set.name, report.set.active);
+        drop_identities(access, &report.set);
     }
     let denied =
         report.left.iter().find(|(_, _, kind)| *kind == ErrorKind::Denied).map(|(_, t, _)| t.clone());
@@ -221,6 +225,20 @@ pub fn finish(access: &Access, report: &mut Report) -> Result<()> {
         report.set = set;
     }
     Ok(())
+}
+
+/// An identity in the embedded vault that a set had before it moved to a vault elsewhere: nothing is asked in its name any
+/// more, and what it was granted ends with it.
+fn drop_identities(access: &Access, set: &Set) {
+    let vault = &access.vault;
+    let unused = |old: &&PreviousKey| old.vault == vault.id() && old.identity != set.identity;
+    let gone: BTreeSet<Uuid> = set.previous.iter().filter(unused).map(|old| old.identity).collect();
+    for identity in gone {
+        let call = vault.admin(&format!("rotation of {}: its old identity", set.name));
+        if let Err(e) = vault.remove_identity(identity, &call) {
+            log::warn!("identity {identity}: {}", VaultError::from(e));
+        }
+    }
 }
 
 /// What a run keeps to itself.

@@ -269,6 +269,7 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
             let new =
                 args.attributes.to_new(args.size, Some(&[KeyOperation::WrapKey, KeyOperation::UnwrapKey]));
             let key = vault.create_key(&args.name, &new, &vault.admin("key create"))?;
+            crate::control::poke_all(&context.dirs); // it may be a new version
             print::show(&key, &vault.settings()?, args.output.json())
         }
         Command::Import(args) => import(context, args),
@@ -335,6 +336,7 @@ fn import(context: &Context, args: &Import) -> Result<()> {
     let vault = context.access()?.vault;
     let new = args.attributes.to_new(RsaBits::default(), None);
     let key = vault.import_key(&args.name, &material, &new, &vault.admin("key import"))?;
+    crate::control::poke_all(&context.dirs); // it may be a new version
     print::show(&key, &vault.settings()?, args.output.json())
 }
 

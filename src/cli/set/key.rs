@@ -20,7 +20,7 @@ pub(super) struct KeyArgs {
     pub(super) key_url: Option<KeyUrl>,
 
     /// The vault that holds it: "local", or the name, id or URL of one elsewhere; needed where several ask the same host
-    #[arg(long, visible_alias = "vault", value_name = "VAULT")]
+    #[arg(long, alias = "vault", value_name = "VAULT")]
     pub(super) source_vault: Option<String>,
 
     /// Follow the key's latest version (true), or stay with one (false) [default: by whether a version is named]

@@ -11,6 +11,7 @@ use crate::set::access::Access;
 use crate::set::rotation::{self, Report};
 use crate::set::{ContainerRecord, Set, Trouble};
 use crate::sync::lock;
+use crate::vault::local::LocalVault;
 
 #[derive(Debug, clap::Args)]
 #[group(id = "which", required = true, multiple = false, args = ["name", "all"])]
@@ -42,6 +43,10 @@ pub(in super::super) fn mounts(context: &Context) -> DiskMounts {
 }
 
 pub(super) fn run(context: &Context, args: &Rotate) -> Result<u8> {
+    if args.all && !LocalVault::exists(&context.dirs.state) && !context.dirs.state.join("sets.db").exists() {
+        // The timer runs before the first disk is made.
+        return if args.output.json() { output::json(&[(); 0]) } else { Ok(()) }.map(|()| 0);
+    }
     let access = context.existing()?;
     let sets = match &args.name {
         Some(name) => vec![access.sets.by_name(name)?],
