@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::fuse::{MountConfig, Session, mountpoint};
 use crate::guard::guests::Guests;
 use crate::guard::{Guard, Place, Responses, Setup};
+use crate::journal::Journal;
 use crate::revocation::Policy;
 use crate::set::container::MountedContainer;
 use crate::store::Access as StoreAccess;
@@ -228,7 +229,7 @@ fn surroundings(
         file: facts.file.clone(),
         config: context.dirs.config.clone(),
     };
-    let responses = Arc::new(Responses::start(place, Arc::clone(&guests))?);
+    let responses = Arc::new(Responses::start(place, Arc::clone(&guests), Journal::system().ok())?);
     Ok((guests, responses))
 }
 

@@ -59,19 +59,18 @@ struct Errand {
 }
 
 impl Responses {
-    /// For this mount and its guests.
+    /// For this mount and its guests. Without a journal the log has everything.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(place: Place, guests: Arc<Guests>) -> Result<Self> {
+    pub fn start(place: Place, guests: Arc<Guests>, journal: Option<Journal>) -> Result<Self> {
         let (errands, waiting) = sync_channel(MAX_WAITING);
         let folder = hooks::folder(&place.config);
         std::thread::Builder::new()
             .name("hooks".to_owned())
             .spawn(move || run_errands(&waiting, &folder))
             .io_at("start a thread", "")?;
-        // No socket for it, no journal: the log has everything then.
-        Ok(Self { place, guests, journal: Journal::system().ok(), errands })
+        Ok(Self { place, guests, journal, errands })
     }
 
     /// The journal, and the log where that is another place.

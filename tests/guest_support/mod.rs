@@ -9,6 +9,8 @@ use wrapdisk::guard::qmp::Qmp;
 
 use crate::support::eventually;
 
+pub(crate) mod responses;
+
 /// A QEMU process without a display, gone when dropped.
 pub(crate) struct Qemu {
     pub(crate) child: Child,
