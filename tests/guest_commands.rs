@@ -63,8 +63,9 @@ fn a_mount_is_told_of_its_guests_when_it_begins_and_they_need_not_be_there_yet()
     home.create("vm.wd", "4M", &[]);
     let mount = home.mount("vm.wd", &["--qmp", "first.qmp", "--qmp", home.text("second.qmp")]);
     assert_eq!(states(&mount.status()), ["gone", "gone"]);
-    let _qemu = guest(&mount.file, &home.path("first.qmp"));
+    let qemu = guest(&mount.file, &home.path("first.qmp"));
     assert_eq!(states(&mount.status()), ["other", "gone"]); // prelaunch
+    drop(qemu);
     mount.unmount();
 }
 

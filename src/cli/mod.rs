@@ -37,6 +37,7 @@ mod umount;
 mod unlock;
 mod vault;
 mod volume_key;
+mod watch;
 
 use context::Context;
 

@@ -1,9 +1,9 @@
 //! `wrapdisk status`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::context::Context;
-use super::{guest, output, size};
+use super::{guest, output, size, watch};
 use crate::cache::CacheStats;
 use crate::control::MountStatus;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,27 +17,33 @@ use crate::revocation::show_duration;
 Examples:
   wrapdisk status
   wrapdisk status /mnt/vm
+  wrapdisk status --watch                            state, key version, probes, rotation, grace
+  wrapdisk status --watch --output json | while read -r change; do ...; done
   wrapdisk status --output json | jq '.[].cache'")]
 pub(super) struct Args {
     /// Only this one: container, mountpoint or uuid
     disk: Option<PathBuf>,
+
+    /// Show it again and again: a table each second on a terminal, otherwise a line for each change
+    #[arg(long, short)]
+    watch: bool,
 
     #[command(flatten)]
     output: output::OutputArgs,
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
-    let mounts = match &args.disk {
-        None => context.mounts()?,
-        Some(disk) => match context.mount_of(disk)? {
-            Some(mount) => vec![mount],
-            None => {
-                return Err(Error::new(ErrorKind::NotFound, "not mounted")
-                    .at(disk)
-                    .hint("wrapdisk status lists what is"));
-            }
-        },
-    };
+    let mounts = look(context, args.disk.as_deref())?;
+    if args.watch {
+        // The one that was named may be unmounted meanwhile; that is news, not an error.
+        let only =
+            args.disk.as_ref().map(|_| mounts.iter().map(|m| m.mountpoint.clone()).collect::<Vec<_>>());
+        return watch::run(context, args.output.json(), |context| {
+            let mut mounts = context.mounts()?;
+            mounts.retain(|mount| only.as_ref().is_none_or(|only| only.contains(&mount.mountpoint)));
+            Ok(mounts)
+        });
+    }
     let guests: Vec<_> = mounts.iter().map(|mount| guests_of(context, mount)).collect();
     if args.output.json() {
         return output::json(&mounts.iter().zip(&guests).map(document).collect::<Result<Vec<_>>>()?);
@@ -52,6 +58,16 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         show(mount, guests)?;
     }
     Ok(())
+}
+
+fn look(context: &Context, disk: Option<&Path>) -> Result<Vec<MountStatus>> {
+    let Some(disk) = disk else { return context.mounts() };
+    match context.mount_of(disk)? {
+        Some(mount) => Ok(vec![mount]),
+        None => {
+            Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is"))
+        }
+    }
 }
 
 /// None where the mount does not say; its status is worth having all the same.

@@ -70,6 +70,9 @@ pub struct MountStatus {
     /// What the key guard says; `None`: there is none.
     #[serde(default)]
     pub guard: Option<GuardStatus>,
+    /// RFC 3339: when the policy of its key makes the next version; `None`: not by itself, or not known here.
+    #[serde(default)]
+    pub next_rotation: Option<String>,
 }
 
 /// A path in JSON: text; where it is not UTF-8, its bytes. (serde would refuse it.)

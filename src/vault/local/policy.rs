@@ -106,11 +106,16 @@ impl Trigger {
     /// Whether it is due now, for a version of these times.
     #[must_use]
     pub fn is_due(&self, created: i64, expires: Option<i64>, now: i64) -> bool {
-        let due = match self {
+        self.due(created, expires).is_some_and(|due| due <= now)
+    }
+
+    /// When it is due for a version of these times, if ever.
+    #[must_use]
+    pub fn due(&self, created: i64, expires: Option<i64>) -> Option<i64> {
+        match self {
             Self::AfterCreate(period) => period.after(created),
             Self::BeforeExpiry(period) => expires.and_then(|at| period.before(at)),
-        };
-        due.is_some_and(|due| due <= now)
+        }
     }
 
     /// Azure's name, and the duration.

@@ -121,6 +121,28 @@ impl LocalVault {
         trouble.map_or(Ok(made), Err)
     }
 
+    /// When a key's policy makes its next version (Unix seconds); `None`: never by itself. Dates only, so not audited: who
+    /// watches a mount asks every second.
+    ///
+    /// # Errors
+    /// 404 `KeyNotFound`; broken.
+    pub fn next_rotation(&self, name: &str, call: &Call) -> Result<Option<i64>, Fail> {
+        let path = format!("/keys/{}", shown(name));
+        let task = Task {
+            operation: "KeyRotationPolicyGet",
+            permission: Permission::GetRotationPolicy,
+            path: &path,
+            action: "rotationpolicy",
+        };
+        self.peek(task, call, |work| {
+            work.require_either(Some(name), Permission::Get)?;
+            let row = work.find_for_admin_allowed(name)?;
+            let policy = work.policy(&row)?;
+            let due = policy.trigger(PolicyAction::Rotate).and_then(|t| t.due(row.created, row.expires));
+            Ok(due.filter(|_| row.enabled))
+        })
+    }
+
     /// Which keys have something to be done.
     fn due(&self, call: &Call) -> Result<Vec<(String, PolicyAction)>, Fail> {
         let task = Task { operation: "KeyList", permission: Permission::Rotate, path: "/keys", action: "" };
