@@ -63,6 +63,10 @@ completion
 create
 disk
 disk update
+drill
+drill outage
+drill revoke
+drill rotate
 grant
 guest
 guest add

@@ -206,7 +206,7 @@ fn what_is_told_of_the_fence_cannot_hold_it_up() {
 #[test]
 fn a_drill_is_as_good_as_a_denial_and_ends_without_a_trace() {
     let s = scene(none(Grace::Never));
-    s.guard.drill(Some(Answer::Denied(Denial::Disabled)));
+    s.guard.drill(Some((Answer::Denied(Denial::Disabled), Duration::from_secs(60))));
     ends(&s, "I/O in a drill");
     let status = s.guard.status().unwrap();
     assert!(status.state == "revoked" && status.reason.contains("drill"), "{status:?}");

@@ -17,6 +17,7 @@ mod context;
 mod create;
 mod daemon;
 mod disk;
+mod drill;
 mod generate;
 mod grant;
 mod guest;
@@ -105,6 +106,8 @@ enum Command {
     #[command(subcommand)]
     Vault(vault::Command),
     #[command(subcommand)]
+    Drill(drill::Command),
+    #[command(subcommand)]
     Guest(guest::Command),
     Grant(grant::GrantSet),
     Revoke(grant::RevokeSet),
@@ -186,6 +189,7 @@ fn run(cli: Cli, args: &[OsString]) -> Result<u8> {
         Command::Set(command) => return set::run(&context, &command),
         Command::Disk(command) => disk::run(&context, &command),
         Command::Vault(command) => vault::run(&context, &command),
+        Command::Drill(command) => drill::run(&context, &command),
         Command::Guest(command) => guest::run(&context, &command),
         Command::Grant(args) => grant::grant_set(&context, &args),
         Command::Revoke(args) => grant::revoke_set(&context, &args),

@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::protocol::{GuestAsk, Rewrap, Rewrapped};
+use super::protocol::{GuestAsk, Rehearsed, Rewrap, Rewrapped};
 use super::server::Mounted;
 use super::{Bell, MountStatus};
 use crate::disk::PlainDisk;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::guard::guests::{GuestList, Guests};
+use crate::guard::machine::Answer;
 use crate::guard::{Guard, GuardStatus};
 use crate::luks2::Header;
 use crate::set::Trouble;
 use crate::set::access::Access;
 use crate::set::container::MountedContainer;
+use crate::vault::Denial;
 
 /// What does not change while it is mounted.
 #[derive(Clone, Debug)]
@@ -118,6 +121,19 @@ impl Mounted for LiveMount {
 
     fn rewrap(&self, how: &Rewrap) -> Result<Rewrapped> {
         super::rewrap::on_request(self, how)
+    }
+
+    fn drill(&self, answer: Option<Rehearsed>, time: Duration) -> Result<()> {
+        let Some(guard) = &self.guard else {
+            let message = "found a mount that was opened without the vault, allowed one with a guard";
+            return Err(Error::new(ErrorKind::Unsupported, message).at(&self.facts.mountpoint));
+        };
+        let simulated = answer.map(|answer| match answer {
+            Rehearsed::Denied => Answer::Denied(Denial::Disabled),
+            Rehearsed::Outage => Answer::Transient { retry_after: None },
+        });
+        guard.drill(simulated.map(|answer| (answer, time)));
+        Ok(())
     }
 }
 

@@ -19,6 +19,13 @@ pub enum Ask {
     Status,
     /// -> [`GuestList`](crate::guard::guests::GuestList) after what is asked for was done.
     Guests(GuestAsk),
+    /// Have the guard believe this for so long. -> [`Done`].
+    Drill {
+        /// `None`: what the vault really says.
+        answer: Option<Rehearsed>,
+        /// How long, unless it is renewed.
+        seconds: u64,
+    },
     /// Keys, grants or sets were changed: look now. -> [`Done`], before it has looked.
     Poke,
     /// Bring the container under its set's active version now. -> [`Rewrapped`].
@@ -43,6 +50,16 @@ pub struct Rewrap {
 pub struct Rewrapped {
     /// The key versions of its tokens.
     pub kids: Vec<String>,
+}
+
+/// What a drill has a vault say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rehearsed {
+    /// The key is disabled.
+    Denied,
+    /// Nothing.
+    Outage,
 }
 
 /// What is asked about guests.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::MountStatus;
-use super::protocol::{Ask, Done, GuestAsk, MAX_LINE, Refusal, Rewrap, Rewrapped};
+use super::protocol::{Ask, Done, GuestAsk, MAX_LINE, Refusal, Rehearsed, Rewrap, Rewrapped};
 use crate::dirs::Dirs;
 use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guard::guests::GuestList;
@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Peers that are answered at once; who comes when they are that many is turned away. So that one that takes its time, or
 /// an operation that does, holds up no `status`.
 const MAX_PEERS: usize = 8;
+
+/// Longest time that a drill goes on by itself: one that is killed must not leave a mount fenced.
+const MAX_DRILL: Duration = Duration::from_secs(60);
 
 /// Longest path of a Unix socket (`sun_path` without its NUL, unix(7)).
 const MAX_PATH: usize = 107;
@@ -46,6 +49,12 @@ pub trait Mounted: Send + Sync {
     /// # Errors
     /// What the vault says; `Conflict`, `Io`, ...
     fn rewrap(&self, how: &Rewrap) -> Result<Rewrapped>;
+
+    /// Has its guard believe that for so long, at most a minute; `None` ends it.
+    ///
+    /// # Errors
+    /// `Unsupported`: it has no guard.
+    fn drill(&self, answer: Option<Rehearsed>, time: Duration) -> Result<()>;
 }
 
 /// Answers for one mount until dropped.
@@ -130,6 +139,10 @@ fn obey(ask: Ask, mounted: &dyn Mounted) -> Result<Value> {
     match ask {
         Ask::Status => json(&mounted.status()),
         Ask::Guests(ask) => json(&mounted.guests(&ask)?),
+        Ask::Drill { answer, seconds } => {
+            mounted.drill(answer, Duration::from_secs(seconds).min(MAX_DRILL))?;
+            json(&Done {})
+        }
         Ask::Poke => {
             mounted.poke();
             json(&Done {})

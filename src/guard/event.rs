@@ -202,7 +202,7 @@ impl fmt::Display for GuardEvent {
 /// other, and waits for none but [`Responder::before_fence`], and for that no longer than `window`.
 pub trait Responder: Send + Sync {
     /// The gate will be closed in `window`, or as soon as this returns: guests may power down. With a window of zero they
-    /// are only stopped, and nobody waits.
+    /// are only stopped, for which the fence waits half a second at most, and not at all when they will be ended.
     fn before_fence(&self, window: Duration);
 
     /// I/O has ended.

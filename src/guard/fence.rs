@@ -51,6 +51,10 @@ impl Fence {
         self.policy.on_revoke(self.responder.has_guests())
     }
 
+    pub(super) fn has_guests(&self) -> bool {
+        self.responder.has_guests()
+    }
+
     pub(super) fn fences(&self) -> u64 {
         self.fences.load(Ordering::Relaxed)
     }

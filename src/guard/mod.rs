@@ -41,8 +41,9 @@ pub use status::GuardStatus;
 use crate::disk::PlainDisk;
 use crate::error::{Error, Result};
 use crate::revocation::Policy;
+use clock::boot_time;
 use fence::Fence;
-use machine::Answer;
+use machine::{Answer, Moment};
 
 /// What a guard is made of.
 pub struct Setup {
@@ -90,8 +91,8 @@ impl Wishes {
 struct Shared {
     wishes: Mutex<Wishes>,
     wanted: Condvar,
-    /// A vault's answer as a drill has it.
-    drill: Mutex<Option<Answer>>,
+    /// A vault's answer as a drill has it, and until when.
+    drill: Mutex<Option<(Answer, Moment)>>,
     status: Mutex<Option<GuardStatus>>,
 }
 
@@ -103,6 +104,11 @@ impl Shared {
     fn wish(&self, wish: impl FnOnce(&mut Wishes)) {
         wish(&mut lock(&self.wishes));
         self.wanted.notify_all();
+    }
+
+    /// What a drill has the vault say now.
+    fn simulated(&self) -> Option<Answer> {
+        lock(&self.drill).filter(|(_, until)| boot_time() < *until).map(|(answer, _)| answer)
     }
 
     /// What was wished for within `time`.
@@ -159,10 +165,10 @@ impl Guard {
         self.shared.wish(|wishes| wishes.header_changed = true);
     }
 
-    /// From now on the vault's answers are these, whatever it says; `None`: its own again. A rehearsal.
-    pub fn drill(&self, answer: Option<Answer>) {
-        *lock(&self.shared.drill) = answer;
-        self.poke();
+    /// For this long the vault's answers are these, whatever it says; `None`: its own again. A rehearsal: it is noticed as
+    /// soon, or as late, as the real thing would be, and is over by itself if nobody renews it.
+    pub fn drill(&self, answer: Option<(Answer, Duration)>) {
+        *lock(&self.shared.drill) = answer.map(|(answer, time)| (answer, boot_time().saturating_add(time)));
     }
 
     /// What it says of itself.

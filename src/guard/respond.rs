@@ -75,6 +75,14 @@ impl Responses {
 
     /// The journal, and the log where that is another place.
     fn record(&self, entry: &Entry, message: &str, more: &[(&str, &str)]) {
+        if !self.journal(entry, message, more) || !journal::has_standard_error() {
+            log::log!(entry.priority.level(), "{message}");
+        }
+    }
+
+    /// True: the journal has it.
+    fn journal(&self, entry: &Entry, message: &str, more: &[(&str, &str)]) -> bool {
+        let Some(journal) = &self.journal else { return false };
         let (disk, mountpoint) = (self.place.disk.display(), self.place.mountpoint.display());
         let (disk, mountpoint) = (disk.to_string(), mountpoint.to_string());
         let mut fields = vec![
@@ -85,24 +93,21 @@ impl Responses {
             ("WRAPDISK_MOUNT", &mountpoint),
         ];
         fields.extend_from_slice(more);
-        let sent = match &self.journal {
-            Some(journal) => journal.send(entry.id, entry.priority, message, &fields),
-            None => Ok(()),
-        };
-        match sent {
-            Ok(()) if self.journal.is_some() && journal::has_standard_error() => return,
-            Ok(()) => {}
-            Err(e) if e.kind() == ErrorKind::NotFound => log::debug!("{}", e.chain()),
-            Err(e) => log::info!("{}", e.chain()),
+        match journal.send(entry.id, entry.priority, message, &fields) {
+            Ok(()) => true,
+            Err(e) if e.kind() == ErrorKind::NotFound => false,
+            Err(e) => {
+                log::info!("{}", e.chain());
+                false
+            }
         }
-        log::log!(entry.priority.level(), "{message}");
     }
 
-    /// An event of the guard's, everywhere.
+    /// An event of the guard's, which has it in the log already: the journal, hooks, people.
     fn report(&self, event: &GuardEvent) {
         let entry = catalog::of(&event.kind);
         let reason = self.reason(event);
-        self.record(
+        self.journal(
             entry,
             &event.to_string(),
             &[("WRAPDISK_KID", &event.kid), ("WRAPDISK_REASON", &reason), ("WRAPDISK_WHY", why(&event.kind))],

@@ -21,6 +21,9 @@ const LOCAL_WATCH: Duration = Duration::from_secs(1);
 /// Longest sleep, so that a machine that slept is noticed soon after it woke.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
+/// How long the fence waits for guests that are only stopped, which takes milliseconds.
+const STOP: Duration = Duration::from_millis(500);
+
 /// How often the key's own end is asked for.
 const EXPIRY_EVERY: Duration = Duration::from_secs(3600);
 
@@ -38,6 +41,8 @@ pub(super) struct Runner {
     /// Of the last good answer, until the gate is opened with it.
     cipher: Option<Box<XtsCipher>>,
     generation: Option<u64>,
+    /// Of a drill, when it was looked at last.
+    simulated: Option<Answer>,
     slept: Duration,
     expiry_asked: Option<Moment>,
     probes: u64,
@@ -81,6 +86,7 @@ impl Runner {
             target,
             reason: String::new(),
             cipher: None,
+            simulated: None,
             slept: slept(),
             expiry_asked: None,
             probes: 0,
@@ -130,8 +136,10 @@ impl Runner {
             return false;
         }
         let generation = self.prober.generation();
-        let changed = generation != self.generation;
-        self.generation = generation;
+        // A drill's answer is such a change, and so is its end.
+        let simulated = self.shared.simulated();
+        let changed = generation != self.generation || simulated != self.simulated;
+        (self.generation, self.simulated) = (generation, simulated);
         changed
     }
 
@@ -192,7 +200,7 @@ impl Runner {
     fn probe(&mut self, deadline: Duration, resume: bool) -> Answer {
         self.probes += 1;
         self.look_at_the_target();
-        let simulated = *lock(&self.shared.drill);
+        let simulated = self.shared.simulated();
         let outcome = match simulated {
             Some(answer) => {
                 Outcome { answer, reason: "a drill: the vault was not asked".to_owned(), cipher: None }
@@ -218,16 +226,19 @@ impl Runner {
         self.fence().disk().resume(*cipher)
     }
 
-    /// Guests may power down inside the window, or are stopped, for which nobody waits.
+    /// Guests may power down inside the window, or are stopped, which is waited for only where they go on later.
     fn warn_guests(&self) {
-        if self.fence().on_revoke() != OnRevoke::Shutdown {
+        let ends = self.fence().on_revoke() == OnRevoke::Shutdown;
+        if !ends && !self.fence().has_guests() {
             return;
         }
-        let window = self.policy.shutdown_window;
+        let window = if ends { self.policy.shutdown_window } else { Duration::ZERO };
+        // One that goes on later must be stopped by now, or it meets errors; one that will be ended need not be.
+        let patience = if ends { window } else { STOP.min(self.policy.probe_interval / 20) };
         let (done, wait) = channel();
         let sent = self.calls.send(CallFor::BeforeFence(window, done)).is_ok();
-        if sent && !window.is_zero() {
-            let _ = wait.recv_timeout(window);
+        if sent && !patience.is_zero() {
+            let _ = wait.recv_timeout(patience);
         }
     }
 
