@@ -40,7 +40,7 @@ done
 echo "guest: kept $n"
 while [ ! -e /off ]; do
     n=$((n+1))
-    { dd if=/dev/zero bs=4k count=1 2>/dev/null; echo ok; } > /disk/$n.txt && fsync /disk/$n.txt && fsync /disk \
+    { dd if=/dev/zero bs=4k count=1 2>/dev/null; echo ok; } > /disk/$n.txt && sync /disk/$n.txt && sync /disk \
         && echo "guest: synced $n" || { echo "guest: i/o error"; sleep 1; }
     usleep 50000
 done

@@ -9,6 +9,7 @@ use wrapdisk::guard::qmp::Qmp;
 
 use crate::support::eventually;
 
+pub(crate) mod linux;
 pub(crate) mod responses;
 
 /// A QEMU process without a display, gone when dropped.
