@@ -48,6 +48,11 @@ fn row(operation: &str, outcome: &str, (kid, identity): (&str, &str), reason: St
     [operation.into(), outcome.into(), kid.into(), identity.into(), reason]
 }
 
+/// As a reason names the disk and its set.
+fn which(home: &Home) -> String {
+    format!("disk={} set=default", home.json(["info", "vm.wd"])["uuid"].as_str().unwrap())
+}
+
 #[test]
 fn every_use_of_a_key_says_which_disk_it_was_for_in_whose_name_and_why() {
     let home = Home::ready();
@@ -64,16 +69,17 @@ fn every_use_of_a_key_says_which_disk_it_was_for_in_whose_name_and_why() {
     assert_eq!(made, [row("KeyWrap", "OK", by, create.clone()), row("KeyUnwrap", "OK", by, create)]);
 
     let unwrap = |reason: String| [row("KeyUnwrap", "OK", by, reason)];
+    let which = which(&home);
     let mounted = trail(&home, || home.mount("vm.wd", &[]).unmount());
-    assert_eq!(mounted, unwrap(format!("mount {disk} on {place}")));
+    assert_eq!(mounted, unwrap(format!("mount {disk} on {place} {which}")));
     let checked = trail(&home, || drop(home.wrapdisk(["check", "vm.wd"]).ok()));
     assert_eq!(checked, unwrap(format!("check {disk}")));
     let given = trail(&home, || {
         cryptsetup_support::volume_key(&home, "vm.wd");
     });
-    assert_eq!(given, unwrap(format!("volume-key {disk}")));
+    assert_eq!(given, unwrap(format!("volume-key {disk} {which}")));
     let sealed = trail(&home, || drop(home.wrapdisk(["seal", "vm.wd"]).ok()));
-    assert_eq!(sealed, unwrap(format!("seal {disk}")));
+    assert_eq!(sealed, unwrap(format!("seal {disk} {which}")));
 
     let looked = trail(&home, || {
         home.wrapdisk(["info", "vm.wd"]).ok();
@@ -91,12 +97,13 @@ fn a_refused_use_is_recorded_as_well() {
     let kid = set["properties"]["activeKey"]["keyUrl"].as_str().unwrap();
     let by = (kid, set["identity"]["principalId"].as_str().unwrap());
     let (disk, place) = (home.text("vm.wd"), home.text("vm.wd.mnt"));
+    let which = which(&home);
     std::fs::create_dir(place).unwrap();
     home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
     let refused = trail(&home, || drop(home.wrapdisk(["mount", disk, place]).fails(3)));
-    assert_eq!(refused, [row("KeyUnwrap", "Forbidden", by, format!("mount {disk} on {place}"))]);
+    assert_eq!(refused, [row("KeyUnwrap", "Forbidden", by, format!("mount {disk} on {place} {which}"))]);
     let refused = trail(&home, || drop(home.wrapdisk(["volume-key", disk, "--yes", "-o", "key"]).fails(3)));
-    assert_eq!(refused, [row("KeyUnwrap", "Forbidden", by, format!("volume-key {disk}"))]);
+    assert_eq!(refused, [row("KeyUnwrap", "Forbidden", by, format!("volume-key {disk} {which}"))]);
     assert!(!home.path("key").exists());
 }
 

@@ -24,8 +24,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// How long the fence waits for guests that are only stopped, which takes milliseconds.
 const STOP: Duration = Duration::from_millis(500);
 
-/// How often the key's own end is asked for.
+/// How often the key's own end is asked for; the first time a while after the mount, which has enough to do.
 const EXPIRY_EVERY: Duration = Duration::from_secs(3600);
+const EXPIRY_FIRST: Duration = Duration::from_secs(300);
 
 pub(super) struct Runner {
     shared: Arc<Shared>,
@@ -44,7 +45,7 @@ pub(super) struct Runner {
     /// Of a drill, when it was looked at last.
     simulated: Option<Answer>,
     slept: Duration,
-    expiry_asked: Option<Moment>,
+    expiry_due: Moment,
     probes: u64,
     deadman: Deadman,
 }
@@ -88,7 +89,7 @@ impl Runner {
             cipher: None,
             simulated: None,
             slept: slept(),
-            expiry_asked: None,
+            expiry_due: boot_time() + EXPIRY_FIRST,
             probes: 0,
             deadman: Deadman { fence, relieved: false },
         };
@@ -151,9 +152,8 @@ impl Runner {
 
     fn ask_for_the_end(&mut self) {
         let now = boot_time();
-        let due = self.expiry_asked.is_none_or(|last| now.saturating_sub(last) >= EXPIRY_EVERY);
-        if due && self.machine.state() == State::Ready {
-            self.expiry_asked = Some(now);
+        if now >= self.expiry_due && self.machine.state() == State::Ready {
+            self.expiry_due = now + EXPIRY_EVERY;
             if let Some(seconds) = self.prober.expires(self.machine.probe_deadline()) {
                 self.tell(Event::Expires(seconds));
             }

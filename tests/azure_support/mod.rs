@@ -352,6 +352,7 @@ pub(crate) enum Fault {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     fault: Arc<Mutex<Fault>>,
+    server: Arc<Mutex<SocketAddr>>,
     /// Connections so far.
     pub(crate) taken: Arc<Mutex<usize>>,
 }
@@ -361,7 +362,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (fault, taken) = (Arc::new(Mutex::new(Fault::None)), Arc::new(Mutex::new(0)));
-        let proxy = Self { address, fault: fault.clone(), taken: taken.clone() };
+        let server = Arc::new(Mutex::new(server));
+        let proxy = Self { address, fault: fault.clone(), server: server.clone(), taken: taken.clone() };
         thread::spawn(move || {
             let mut hung = Vec::new();
             for stream in listener.incoming().flatten() {
@@ -370,6 +372,7 @@ impl Proxy {
                 if fault == Fault::Hang {
                     hung.push(stream);
                 } else {
+                    let server = *server.lock().unwrap();
                     thread::spawn(move || relay(stream, server, fault));
                 }
             }
@@ -379,6 +382,11 @@ impl Proxy {
 
     pub(crate) fn set(&self, fault: Fault) {
         *self.fault.lock().unwrap() = fault;
+    }
+
+    /// New connections go there.
+    pub(crate) fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock().unwrap() = server;
     }
 
     pub(crate) fn host(&self) -> String {
