@@ -52,8 +52,18 @@
 //! name. `create`: random DEK -> wrapped with the set's active key version, unwrapped again and compared -> token with a MAC.
 //! `mount`: tokens in the set's order -> unwrap in the name of the set's identity -> digest, MAC, pinned fingerprint ->
 //! cipher behind the gate; the DEK itself is wiped. Every use leaves a row in the vault's hash-chained audit. A closed gate
-//! refuses new I/O at once; crypto that runs is waited for, then key, schedules and cache are wiped. The guard that closes it
-//! when the key is revoked is not here yet: `key disable` stops new mounts only.
+//! refuses new I/O at once; crypto that runs is waited for, then key, schedules and cache are wiped. What closes
+//! it is the next section.
+//!
+//! ## How a key is taken away, and comes back
+//!
+//! A mount that a vault opened has a [`guard`]: every 0.5 to 0.7 of the probe interval (60 s) it unwraps the disk's key in the
+//! name of the set and compares it through the header's own digest; the embedded vault's policy generation is looked at every
+//! second, and commands that change keys or grants poke the control sockets. A confirmed denial, or a grace that ran out,
+//! closes the gate; [`revocation::Policy`] says what I/O meets then: an error, or (`freeze`) it waits, the request set aside
+//! in [`disk`] and no thread with it. The gate's ticket is on lease ([`volume::Gate::lend`]): a guard that is stuck or dead
+//! cannot keep a key. When the vault gives the key again, digest, MAC and fingerprint are checked as at a mount, and the same
+//! mount serves on. A mount that a passphrase opened has no guard, and says so.
 //!
 //! ## How a rotation travels
 //!

@@ -191,3 +191,31 @@ fn options_of_the_mount_are_checked_and_shown_and_are_options_of_mount8_too() {
     assert!(text.contains("asked every 10s at least, an outage is forgiven for never"), "{text}");
     mount.unmount();
 }
+
+#[test]
+fn a_set_says_what_its_mounts_do_and_may_forbid_mounts_that_no_revocation_reaches() {
+    let home = Home::ready();
+    let passphrase = home.text("passphrase");
+    std::fs::write(passphrase, "a passphrase to recover with").unwrap();
+    std::fs::set_permissions(passphrase, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    home.create("vm.wd", "1M", &["--recovery-passphrase-file", passphrase]);
+    home.wrapdisk(["set", "update", "default", "--on-revoke", "freeze", "--probe-interval", "30s"]).ok();
+    let policy = home.json(["set", "show", "default"])["revocationPolicy"].clone();
+    assert_eq!((&policy["onRevoke"], &policy["probeInterval"]), (&"freeze".into(), &"30s".into()), "{policy}");
+    let mount = home.mount("vm.wd", &["--probe-interval", "10s"]);
+    let guard = mount.status()["guard"].clone();
+    assert_eq!(guard["onRevoke"], "freeze", "the set's");
+    assert_eq!(guard["policy"]["probeInterval"], "10s", "the mount's own");
+    mount.unmount();
+
+    let by_passphrase = ["--passphrase-file", passphrase];
+    let mount = home.mount("vm.wd", &by_passphrase);
+    assert_eq!(mount.status()["unguarded"], true);
+    home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
+    read(&open(&mount), 10).expect("a recovery needs no vault");
+    mount.unmount();
+    home.wrapdisk(["set", "update", "default", "--recovery-mounts", "deny"]).ok();
+    let place = home.text("vm.wd.mnt");
+    let refused = home.wrapdisk([&["mount", "vm.wd", place][..], &by_passphrase].concat()).fails(3);
+    assert!(refused.contains("forbids opening its disks by passphrase"), "{refused}");
+}

@@ -1,8 +1,8 @@
 //! Question: once the key of a live mount has been taken away, is it gone from the process's memory, and the plaintext with
 //! it, also of requests that were under way; and does the mount serve again when the key comes back?
 //!
-//! No command closes the gate yet (RULINGS 19): a process of this test mounts a disk with the product's own parts and is
-//! searched from outside. What the product does not promise is pinned as well: the buffers in which the FUSE library
+//! A process of this test mounts a disk with the product's own parts, closes the gate itself, and is searched from outside
+//! (tests/guard_forgets_the_key.rs has the guard do it). What the product does not promise is pinned as well: the buffers in which the FUSE library
 //! receives *writes* (README, "What it protects against, and what not").
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

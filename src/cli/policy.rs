@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::error::Result;
 use crate::revocation::{Grace, OnRevoke, PolicyChange, parse_duration};
+use crate::set::{Set, SetStore};
 
 /// Each overrides what the set has, or the default.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -52,5 +54,44 @@ impl PolicyArgs {
             shutdown_window: self.shutdown_window,
             recovery_mounts: None,
         }
+    }
+}
+
+/// What a set says for all its mounts.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub(super) struct SetPolicyArgs {
+    #[command(flatten)]
+    policy: PolicyArgs,
+
+    /// Whether a recovery passphrase may open the set's disks without the vault, which no revocation reaches [default:
+    /// allow]
+    #[arg(long, value_name = "allow|deny", value_parser = parse_allowed)]
+    recovery_mounts: Option<bool>,
+}
+
+fn parse_allowed(text: &str) -> Result<bool, String> {
+    match text {
+        "allow" => Ok(true),
+        "deny" => Ok(false),
+        _ => Err("allowed allow or deny".to_owned()),
+    }
+}
+
+impl SetPolicyArgs {
+    fn change(&self) -> PolicyChange {
+        PolicyChange { recovery_mounts: self.recovery_mounts, ..self.policy.change() }
+    }
+
+    /// Whether anything was given.
+    pub(super) fn any(&self) -> bool {
+        self.change() != PolicyChange::default()
+    }
+
+    /// Changes the set's policy, for mounts from now on.
+    pub(super) fn apply(&self, sets: &SetStore, set: &Set) -> Result<()> {
+        if !self.any() {
+            return Ok(());
+        }
+        sets.set_policy(set.id, &sets.policy(set.id)?.with(&self.change())?)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::super::context::Context;
 use super::super::output;
+use super::super::policy::SetPolicyArgs;
 use super::key::{self, Choice, KeyArgs, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::set::access::Access;
@@ -37,6 +38,9 @@ pub(in super::super) struct Create {
     encryption_type: Option<String>,
 
     #[command(flatten)]
+    policy: SetPolicyArgs,
+
+    #[command(flatten)]
     output: output::OutputArgs,
 }
 
@@ -62,6 +66,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
             (set, entry.credential.to_string())
         }
     };
+    args.policy.apply(&access.sets, &set)?;
     if args.output.json() {
         return output::json(&super::to_json(&access.sets, &set)?);
     }

@@ -1,6 +1,7 @@
 //! `wrapdisk set update`: another key, another version, or following the latest.
 
 use super::super::context::{Context, now};
+use super::super::policy::SetPolicyArgs;
 use super::super::{output, usage};
 use super::key::{self, Choice, KeyArgs, Place};
 use super::rotate;
@@ -18,6 +19,7 @@ Examples:
   wrapdisk set update prod --key disk-kek/1d9aba4cc88ea2e058a6cc04fa7ef82f
   wrapdisk set update prod --key-url https://demo.vault.azure.net/keys/disk-kek
   wrapdisk set update prod --enable-auto-key-rotation true    follow the latest version
+  wrapdisk set update prod --on-revoke freeze --outage-grace 4h --recovery-mounts deny    for mounts from now on
 
 The set's disks, snapshots and images are rewrapped at once: unwrapped with the key they are under, wrapped with the
 new one. Where the old key is denied, that cannot be done: wrapdisk disk update DISK --set SET --passphrase gives a
@@ -34,17 +36,23 @@ pub(in super::super) struct Update {
     grant: bool,
 
     #[command(flatten)]
+    policy: SetPolicyArgs,
+
+    #[command(flatten)]
     output: output::OutputArgs,
 }
 
 pub(super) fn run(context: &Context, args: &Update) -> Result<u8> {
-    if !args.key.is_named() && args.key.enable_auto_key_rotation.is_none() {
+    let same_key = !args.key.is_named() && args.key.enable_auto_key_rotation.is_none();
+    if same_key && !args.policy.any() {
         return Err(usage("set update: found nothing to change")
-            .hint("give --key, --key-url or --enable-auto-key-rotation"));
+            .hint("give --key, --key-url, --enable-auto-key-rotation, or what is to happen when the key is taken away"));
     }
     let access = context.existing()?;
     let set = access.sets.by_name(&args.name)?;
+    args.policy.apply(&access.sets, &set)?;
     let report = match args.key.enable_auto_key_rotation {
+        _ if same_key => Report::begun(set),
         Some(auto) if !args.key.is_named() => follow_or_stay(context, &access, &set, auto)?,
         _ => another_key(context, &access, &set, args)?,
     };
