@@ -1,6 +1,7 @@
 //! Does a real virtual machine (Debian's kernel under QEMU) that lives on a mount end with its key and live again with it:
-//! key disabled and enabled, deleted and recovered, grant revoked and restored; with nothing lost that it had synced, and a
-//! file system that is clean: after journal replay, or without one where a shutdown window let it shut down?
+//! key disabled and enabled, deleted and recovered, grant revoked and restored, another set assigned; with nothing lost that
+//! it had synced, and a file system that is clean: after journal replay, or without one where a shutdown window let it shut
+//! down?
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod guest_support;
@@ -137,5 +138,41 @@ fn a_guest_that_is_only_stopped_never_notices() {
     guest.qemu.monitor().powerdown().unwrap();
     assert!(guest.ended().1);
     assert!(!is_clean(&mount, &home.path("scratch.img")));
+    mount.unmount();
+}
+
+#[test]
+fn a_new_set_brings_a_guest_back_where_somebody_may_still_use_the_old_key() {
+    let home = home_with_a_file_system();
+    let machine = Machine::new(home.root());
+    let qmp = home.path("vm.qmp");
+    let mount = home.mount("vm.wd", &["--qmp", qmp.to_str().unwrap()]);
+    let place = mount.place.to_str().unwrap();
+    home.wrapdisk(["key", "create", "other", "--size", "2048"]).ok();
+    home.wrapdisk(["set", "create", "prod", "--key", "other", "--grant"]).ok();
+    let mut guest = machine.boot(&mount.file, &qmp);
+    guest.writes(3);
+    home.wrapdisk(["revoke", "--set", "default", "--yes"]).ok();
+    let (synced, _) = guest.ended();
+    is(&mount, "revoked");
+    // Nobody may use the old key, and the disk has neither another token nor a passphrase.
+    let refused = home.wrapdisk(["disk", "update", place, "--set", "prod"]).fails(3);
+    for way in ["an identity that is granted the old key", "another token", "recovery passphrase"] {
+        assert!(refused.contains(way), "{refused}");
+    }
+    is(&mount, "revoked");
+    assert!(std::fs::read(&mount.file).is_err(), "I/O is fenced");
+    // The identity of a second set over the same key may.
+    home.wrapdisk(["set", "create", "helper", "--key", "disk-kek", "--grant"]).ok();
+    home.wrapdisk(["disk", "update", place, "--set", "prod"]).ok();
+    is(&mount, "ready");
+    assert!(mount.status()["key"].as_str().unwrap().contains("/keys/other/"));
+    // The old key is nothing to it any more.
+    home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
+    let mut guest = machine.boot(&mount.file, &qmp);
+    guest.writes(3);
+    keeps(&guest, synced);
+    drop(guest);
+    assert_eq!(mount.status()["guard"]["fences"], 1);
     mount.unmount();
 }

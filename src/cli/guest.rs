@@ -97,7 +97,7 @@ fn add(context: &Context, args: &Add) -> Result<()> {
     let qmp = qmp.display();
     match (guest.state.as_str(), guest.uses_disk) {
         ("gone", _) => {
-            output::note(&format!("{qmp}: nobody listens there yet; it is registered all the same"))
+            output::note(&format!("{qmp}: nobody listens there yet; it is registered all the same"));
         }
         ("silent", _) => output::note(&format!(
             "{qmp}: no answer; a monitor serves one client at a time, so give the mount one of its own"

@@ -42,6 +42,7 @@ Examples:
   wrapdisk mount vm.wd /mnt/vm                       /mnt/vm/disk.img is the plaintext
   wrapdisk mount --create 1G demo.wd ./demo          make the disk (and the folder) if it is missing
   wrapdisk mount vm.wd /mnt/vm --read-only
+  wrapdisk mount vm.wd /mnt/vm --qmp /run/vm.qmp     the guest ends when the key is revoked
   wrapdisk mount old-luks2.img /mnt/old --passphrase a container made by cryptsetup
   mount -t fuse.wrapdisk vm.wd /mnt/vm -o ro,allow_other,cache-size=256M
   /srv/vm.wd /mnt/vm fuse.wrapdisk defaults,nofail 0 0        the same in /etc/fstab

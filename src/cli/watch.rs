@@ -124,7 +124,8 @@ fn row(mount: &MountStatus) -> Row {
         place: mount.mountpoint.display().to_string(),
         state,
         key: kid.map_or_else(none, |kid| version(&kid)),
-        probed: guard.and_then(|guard| guard.last_probe.as_deref()).map_or_else(none, ago),
+        // Before the first probe: the mount itself, which asked as well.
+        probed: guard.map_or_else(none, |guard| ago(guard.last_probe.as_deref().unwrap_or(&guard.last_good))),
         rotation: mount.next_rotation.clone().unwrap_or_else(none),
         grace: guard.and_then(|guard| guard.grace_left).map_or_else(none, seconds),
     }

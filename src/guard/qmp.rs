@@ -275,7 +275,8 @@ fn peer(stream: &UnixStream) -> Option<u32> {
 
 /// A connection whose making does not block: a monitor that is busy has a full queue, and connect(2) would wait for ever.
 fn reach(path: &Path, deadline: Instant) -> Result<UnixStream> {
-    let address = UnixAddr::new(path).io_at("name of a QMP socket", path)?;
+    let address = UnixAddr::new(path)
+        .map_err(|e| Error::io("name of a QMP socket", e.into()).as_kind(ErrorKind::InvalidInput).at(path))?;
     loop {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None).io_at("make a socket", path)?;

@@ -173,7 +173,7 @@ pub(crate) fn check(disk: &Path, scratch: &Path) -> (i32, bool) {
     let replay =
         header.lines().any(|line| line.starts_with("Filesystem features") && line.contains("needs_recovery"));
     let done = finish(Command::new("e2fsck").args(["-f", "-y"]).arg(scratch));
-    println!("{}{}", done.out, done.err);
+    let _ = writeln!(std::io::stderr(), "{}{}", done.out, done.err);
     (done.code(), replay)
 }
 
