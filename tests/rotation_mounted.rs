@@ -88,6 +88,14 @@ fn read_only_mounts_of_one_container_all_learn_of_it() {
     });
     wait_for(&one, &new);
     wait_for(&two, &new);
+    // Each guard has learned of the new version: the old one can go, whoever of them committed.
+    let old = home.json(["key", "list-versions", "disk-kek"])[0]["kid"].as_str().unwrap().to_owned();
+    assert_ne!(old, new);
+    home.wrapdisk(["key", "disable", "disk-kek", "--version", version(&old), "--yes"]).ok();
+    for mount in [&one, &two] {
+        assert!(fs::read(&mount.file).is_ok());
+        assert_eq!(mount.status()["state"], "ready");
+    }
     home.wrapdisk(["set", "wait", "default", "--timeout", "60"]).ok();
 }
 
@@ -291,6 +299,10 @@ fn a_set_s_identity_lives_and_dies_with_it() {
         done.err
     );
     assert_eq!(identities(), before + 1);
+    home.wrapdisk(["set", "update", "p", "--on-revoke", "freeze", "--recovery-mounts", "deny"]).ok();
+    let policy = &home.json(["set", "show", "p"])["properties"]["revocationPolicy"];
+    assert_eq!((&policy["onRevoke"], &policy["recoveryMounts"]), (&"freeze".into(), &false.into()));
+    home.wrapdisk(["set", "update", "p", "--probe-interval", "1s"]).fails(1);
     home.wrapdisk(["create", "vm.wd", "--size", "1M", "--set", "p"]).fails(3);
     home.wrapdisk(["grant", "--set", "p"]).ok();
     home.create("vm.wd", "1M", &["--set", "p"]);

@@ -54,10 +54,26 @@ impl SetProber {
             Ok(followed) => followed,
             Err(outcome) => return outcome,
         };
+        let outcome = self.ask_for(&followed, deadline, resume);
+        if !matches!(outcome.answer, Answer::Denied(_)) {
+            return outcome;
+        }
+        // A version that was rotated away may be switched off at any time: by then the header holds another one, which
+        // another mount of the same container may have committed.
+        if let Err(e) = self.container.reload() {
+            log::warn!("{}", e.chain());
+        }
+        match self.followed() {
+            Ok(now) if now.wrapped.kid != followed.wrapped.kid => self.ask_for(&now, deadline, resume),
+            _ => outcome,
+        }
+    }
+
+    fn ask_for(&self, followed: &Followed, deadline: Duration, resume: bool) -> Outcome {
         let why = if resume { "resume" } else { "probe" };
-        let why = reason(why, &self.container, &followed, &self.mountpoint);
-        match self.access.ask(&followed, &why, deadline) {
-            Ok(key) if resume => self.cipher(&followed, &key),
+        let why = reason(why, &self.container, followed, &self.mountpoint);
+        match self.access.ask(followed, &why, deadline) {
+            Ok(key) if resume => self.cipher(followed, &key),
             Ok(key) if self.container.header().check_key(&key) => good(None),
             Ok(_) => trouble(Answer::Corrupt, "the vault gives another key than the one in use".to_owned()),
             Err(e) => refused(e),

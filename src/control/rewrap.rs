@@ -109,6 +109,7 @@ fn assign(mount: &LiveMount, access: &Access, set: &Set, wrapped: Option<Vec<u8>
 fn change(mount: &LiveMount, access: &Access, work: impl Fn(&Header) -> Result<Header>) -> Result<Header> {
     let container = &mount.container;
     let _turn = container.turn();
+    let known = container.header().seqid();
     container.reload()?;
     let before = container.header();
     let mut done = work(&before);
@@ -128,12 +129,16 @@ fn change(mount: &LiveMount, access: &Access, work: impl Fn(&Header) -> Result<H
         Ok(header) => container.adopt(header),
         Err(e) => {
             // The first of two commits may have been made.
-            container.reload()?;
+            if container.reload()?
+                && let Some(guard) = &mount.guard
+            {
+                guard.header_changed();
+            }
             return Err(e.at(container.path()));
         }
     }
     let header = container.header();
-    if let Some(guard) = mount.guard.as_ref().filter(|_| header.seqid() != before.seqid()) {
+    if let Some(guard) = mount.guard.as_ref().filter(|_| header.seqid() != known) {
         guard.header_changed();
     }
     if let Some(path) = container.path_now() {

@@ -72,13 +72,13 @@ impl MountedContainer {
         *lock(&self.header) = header;
     }
 
-    /// Reads the header from the medium. Says whether another one was in memory.
+    /// Reads the header from the medium. Says whether an older one was in memory.
     ///
     /// # Errors
     /// `Damaged`, `Io`.
     pub fn reload(&self) -> Result<bool> {
         let found = Header::load(&*self.store).map_err(|e| e.at(&self.path))?;
-        let changed = found.seqid() != self.header().seqid();
+        let changed = found.seqid() > self.header().seqid();
         if changed {
             self.adopt(found);
         }

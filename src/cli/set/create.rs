@@ -67,6 +67,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
         }
     };
     args.policy.apply(&access.sets, &set)?;
+    let set = access.sets.by_name(&set.name)?;
     if args.output.json() {
         return output::json(&super::to_json(&access.sets, &set)?);
     }

@@ -5,6 +5,7 @@ use super::super::output;
 use super::{elsewhere, to_json};
 use crate::control::json_path;
 use crate::error::Result;
+use crate::revocation::OnRevoke;
 use crate::set::Trouble;
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +63,10 @@ pub(super) fn run(context: &Context, args: &Show) -> Result<()> {
         ("key", set.key.clone()),
         ("active version", set.active.version().to_owned()),
         ("follows", if set.pinned { "this version" } else { "the latest version" }.to_owned()),
+        (
+            "on revoke",
+            set.policy.on_revoke.map_or("shutdown with guests, else eio", OnRevoke::name).to_owned(),
+        ),
         ("created", output::time(set.created)),
         ("last rotation", set.last_rotation.map_or_else(|| "never".to_owned(), output::time)),
     ];

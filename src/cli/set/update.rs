@@ -49,8 +49,8 @@ pub(super) fn run(context: &Context, args: &Update) -> Result<u8> {
             .hint("give --key, --key-url, --enable-auto-key-rotation, or what is to happen when the key is taken away"));
     }
     let access = context.existing()?;
+    args.policy.apply(&access.sets, &access.sets.by_name(&args.name)?)?;
     let set = access.sets.by_name(&args.name)?;
-    args.policy.apply(&access.sets, &set)?;
     let report = match args.key.enable_auto_key_rotation {
         _ if same_key => Report::begun(set),
         Some(auto) if !args.key.is_named() => follow_or_stay(context, &access, &set, auto)?,
