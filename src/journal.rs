@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. Sending never blocks: a journal that is full, or not there, costs its entry, and the caller falls back to the log.
-//! 2. An entry is bounded: a value is cut at [`MAX_VALUE`] bytes.
+//! 2. An entry is bounded: a value is cut at 8 KiB.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;

@@ -65,6 +65,10 @@
 //! cannot keep a key. When the vault gives the key again, digest, MAC and fingerprint are checked as at a mount, and the same
 //! mount serves on. A mount that a passphrase opened has no guard, and says so.
 //!
+//! Around the fence ([`guard::Responses`]): guests whose monitors are registered ([`guard::guests`]) are stopped before it, or
+//! shut down inside the policy's window, the only thing it waits for; ended after it, or continued when the key is back. The
+//! journal has each event under a message id that stays ([`guard::catalog`]); hooks and notifications come last.
+//!
 //! ## How a rotation travels
 //!
 //! A new version of the key -> [`set::rotation`]: whoever looks first (a mount, the timer's `set rotate --all`) makes it the

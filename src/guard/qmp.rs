@@ -8,7 +8,7 @@
 //!
 //! Invariants:
 //! 1. Every conversation ends by its deadline, whatever the other side does or does not do.
-//! 2. At most [`MAX_LINE`] bytes of the other side's are held at a time, and they are parsed only when they are whole.
+//! 2. At most 256 KiB and a chunk of the other side's are held at a time, and they are parsed only when they are whole.
 
 use std::io::{ErrorKind::WouldBlock, Read, Write};
 use std::os::unix::net::UnixStream;

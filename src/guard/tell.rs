@@ -30,7 +30,7 @@ pub enum Urgency {
     Critical,
 }
 
-/// Tells whoever should know; blocks for as long as that takes, [`LIMIT`] a way at most. That nobody could be told goes to
+/// Tells whoever should know; blocks for as long as that takes, five seconds a way at most. That nobody could be told goes to
 /// the log, where the event is anyway.
 pub fn people(urgency: Urgency, summary: &str, body: &str) {
     if has_session() {
