@@ -169,6 +169,8 @@ fn a_guard_that_dies_takes_the_key_with_it() {
     s.vault.set(Does::Panics);
     s.guard.poke();
     ends(&s, "I/O after the guard's death");
+    let status = s.guard.status().unwrap();
+    assert_eq!((&*status.state, status.why.as_deref()), ("revoked", Some("unguarded")));
     s.responder.let_go();
 }
 

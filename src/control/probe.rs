@@ -76,7 +76,7 @@ impl SetProber {
             Ok(key) if resume => self.cipher(followed, &key),
             Ok(key) if self.container.header().check_key(&key) => good(None),
             Ok(_) => trouble(Answer::Corrupt, "the vault gives another key than the one in use".to_owned()),
-            Err(e) => refused(e),
+            Err(e) => refused(&e),
         }
     }
 
@@ -99,11 +99,11 @@ const fn trouble(answer: Answer, reason: String) -> Outcome {
     Outcome { answer, reason, cipher: None }
 }
 
-fn refused(e: VaultError) -> Outcome {
+fn refused(e: &VaultError) -> Outcome {
     let reason = e.to_string();
     let answer = match e {
-        VaultError::Denied(denial, _) => Answer::Denied(denial),
-        VaultError::Transient { retry_after, .. } => Answer::Transient { retry_after },
+        VaultError::Denied(denial, _) => Answer::Denied(*denial),
+        VaultError::Transient { retry_after, .. } => Answer::Transient { retry_after: *retry_after },
         VaultError::Auth(_) => Answer::Auth,
         VaultError::Corrupt(_) => Answer::Corrupt,
         // What is configured here does not lead to the key: nobody has refused it.

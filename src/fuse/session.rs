@@ -101,7 +101,6 @@ impl<I: Image> Session<I> {
     }
 
     /// Has the kernel forget the pages of the plaintext that it keeps for those who map it. May wait for requests under way.
-    #[must_use]
     pub fn forget_pages(&self) -> impl Fn() + Send + Sync + use<I> {
         let (notifier, file) = (self.session.notifier(), self.file);
         move || {

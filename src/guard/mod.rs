@@ -178,6 +178,11 @@ impl Guard {
         status.fences = self.fence.fences();
         status.on_revoke = self.fence.on_revoke();
         status.waiting = self.fence.disk().waiting();
+        // Closed by the lease, or by the guard's death: it does not say so itself.
+        if self.fence.disk().volume().gate().is_closed() && matches!(&*status.state, "ready" | "degraded") {
+            status.state = "revoked".to_owned();
+            status.why = Some(Why::Unguarded.name().to_owned());
+        }
         Some(status)
     }
 }

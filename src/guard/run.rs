@@ -53,13 +53,19 @@ pub(super) struct Runner {
 /// Closes the gate when the thread ends in a way that nobody meant.
 struct Deadman {
     fence: Arc<Fence>,
+    calls: Sender<CallFor>,
+    /// What is told then.
+    last: GuardEvent,
     relieved: bool,
 }
 
 impl Drop for Deadman {
     fn drop(&mut self) {
         if !self.relieved && self.fence.fall() {
-            log::error!("the guard of the key has died: I/O has ended; mount the disk again");
+            let mut event = self.last.clone();
+            event.at = jiff::Timestamp::now().as_second();
+            event.on_revoke = self.fence.on_revoke();
+            let _ = self.calls.send(CallFor::Fenced(event));
         }
         self.fence.end();
     }
@@ -75,6 +81,17 @@ impl Runner {
     ) -> Self {
         let target = prober.target();
         let machine = Machine::new(policy, target.local, boot_time(), lot());
+        let last = GuardEvent {
+            at: 0,
+            kind: EventKind::Fenced { why: Why::Unguarded },
+            disk: uuid.clone(),
+            set: target.set.clone(),
+            kid: target.kid.clone(),
+            mountpoint: mountpoint.clone(),
+            on_revoke: fence.on_revoke(),
+            reason: "the guard has died, which is a defect; unmount the disk and mount it again".to_owned(),
+        };
+        let deadman = Deadman { fence, calls: calls.clone(), last, relieved: false };
         let mut runner = Self {
             generation: prober.generation(),
             shared,
@@ -91,7 +108,7 @@ impl Runner {
             slept: slept(),
             expiry_due: boot_time() + EXPIRY_FIRST,
             probes: 0,
-            deadman: Deadman { fence, relieved: false },
+            deadman,
         };
         runner.lend();
         runner.show();
