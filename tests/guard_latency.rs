@@ -5,6 +5,7 @@
 //! In CI a few drills at the shortest interval; with WRAPDISK_LONG=1 thirty at the default one, which takes most of an hour.
 #![cfg(all(feature = "azure", feature = "serve"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "figures")]
 
 mod serve_support;
 mod support;
