@@ -215,6 +215,7 @@ fn status_tells_the_same_to_people_and_programs() {
         "io",
         "cache",
         "guard",
+        "nextRotation",
         "guests",
         "unregistered",
     ];

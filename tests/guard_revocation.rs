@@ -200,7 +200,7 @@ fn a_set_says_what_its_mounts_do_and_may_forbid_mounts_that_no_revocation_reache
     std::fs::set_permissions(passphrase, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     home.create("vm.wd", "1M", &["--recovery-file", passphrase]);
     home.wrapdisk(["set", "update", "default", "--on-revoke", "freeze", "--probe-interval", "30s"]).ok();
-    let policy = home.json(["set", "show", "default"])["revocationPolicy"].clone();
+    let policy = home.json(["set", "show", "default"])["properties"]["revocationPolicy"].clone();
     assert_eq!(
         (&policy["onRevoke"], &policy["probeInterval"]),
         (&"freeze".into(), &"30s".into()),

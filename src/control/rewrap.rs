@@ -63,7 +63,7 @@ pub(super) fn on_request(mount: &LiveMount, how: &Rewrap) -> Result<Rewrapped> {
     let wrapped = how.wrapped.as_ref().map(|text| STANDARD.decode(text)).transpose();
     let wrapped = wrapped.map_err(|e| Error::new(ErrorKind::InvalidInput, "wrapped key").caused_by(e))?;
     let header = match assigned {
-        Some(set) => assign(mount, &access, &set, wrapped)?,
+        Some(set) => assign(mount, &access, &set, wrapped.as_deref())?,
         None => {
             let set = mount.set(&access)?.ok_or_else(|| unknown("the set of this disk"))?;
             rotate(mount, &access, &set)?
@@ -84,18 +84,18 @@ pub(super) fn rotate(mount: &LiveMount, access: &Access, set: &Set) -> Result<He
     })
 }
 
-fn assign(mount: &LiveMount, access: &Access, set: &Set, wrapped: Option<Vec<u8>>) -> Result<Header> {
+fn assign(mount: &LiveMount, access: &Access, set: &Set, wrapped: Option<&[u8]>) -> Result<Header> {
     let reason = format!("disk update {} --set {}", mount.container.path().display(), set.name);
     change(mount, access, |header| {
-        let known = match &wrapped {
+        let known = match wrapped {
             Some(_) => None,
             None => Some(access.unlock_by_anyone(header, &reason)?.key),
         };
-        let source = match (&known, &wrapped) {
+        let source = match (&known, wrapped) {
             (_, Some(bytes)) => Source::Wrapped(WrappedDek {
                 kid: set.active.clone(),
                 alg: WrapAlg::RsaOaep256,
-                bytes: bytes.clone(),
+                bytes: bytes.to_vec(),
             }),
             (Some(key), None) => Source::Known(key),
             (None, None) => Source::Tokens,

@@ -140,7 +140,7 @@ fn look(mount: &LiveMount) -> Result<()> {
         match rewrap::rotate(mount, access, &set) {
             Ok(_) => log::info!("{}: under {}", mount.container.path().display(), set.active),
             Err(e) => {
-                rotation::note(access, &mut report, &mount.container.header(), mount.container.path(), &e)?
+                rotation::note(access, &mut report, &mount.container.header(), mount.container.path(), &e)?;
             }
         }
     }

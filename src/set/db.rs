@@ -126,6 +126,6 @@ pub(super) fn failure(path: &Path, what: &str, e: &rusqlite::Error) -> Error {
 }
 
 /// What a row holds is not what we write.
-pub(super) fn odd(e: Error) -> rusqlite::Error {
+pub(super) fn odd(e: &Error) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, e.chain().into())
 }

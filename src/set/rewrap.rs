@@ -83,7 +83,7 @@ pub enum Source<'a> {
 #[derive(Debug)]
 pub struct Refused {
     /// Of the step that failed, where it was one with the vault.
-    pub kid: Option<Kid>,
+    pub kid: Option<String>,
     /// Why.
     pub error: Error,
 }
@@ -130,7 +130,7 @@ pub fn rewrap(
         if !others(&header).is_empty() {
             access
                 .unlock_token(&header, active, reason)
-                .map_err(|error| Refused { kid: Some(set.active.clone()), error })?;
+                .map_err(|error| Refused { kid: Some(set.active.to_string()), error })?;
         }
     } else {
         add(access, set, &mut header, source, reason)?;
@@ -159,7 +159,7 @@ fn add(
     reason: &str,
 ) -> Result<(), Refused> {
     let denied = |kid: &Kid| {
-        let kid = kid.clone();
+        let kid = kid.to_string();
         move |error: Error| Refused { kid: Some(kid), error }
     };
     match source {
@@ -167,7 +167,7 @@ fn add(
             access.add_token(header, set, key, reason).map_err(denied(&set.active))?;
         }
         Source::Tokens => {
-            let oldest = of_set(header, set).next().map(|(_, token)| token.wrapped().kid.clone());
+            let oldest = of_set(header, set).next().map(|(_, token)| token.wrapped().kid.to_string());
             let unlocked = access
                 .unlock_of_set(header, set, reason)
                 .map_err(|error| Refused { kid: oldest.clone(), error })?;

@@ -108,7 +108,7 @@ pub fn find(access: &Access, set: &Set, now: i64) -> Result<Found, (Trouble, Err
     }
     if let Err(e) = provision::usable(&set.name, &info, now) {
         let code = if info.enabled { "KeyExpired" } else { "KeyVaultKeyNotEnabled" };
-        return Err((trouble(now, Some(&info.kid), code, &e), e.kind()));
+        return Err((trouble(now, Some(info.kid.as_str()), code, &e), e.kind()));
     }
     Ok(Found::Newer(Box::new(info)))
 }
@@ -216,7 +216,7 @@ pub fn finish(access: &Access, report: &mut Report) -> Result<()> {
         (late > 0).then(|| {
             let message = format!("{late} container(s) are not under the active version after an hour");
             let e = Error::new(ErrorKind::Other, message);
-            trouble(now, Some(&report.set.active), "Late", &e)
+            trouble(now, Some(report.set.active.as_str()), "Late", &e)
         })
     };
     let why = report.trouble.as_ref().map(|(t, _)| t.clone()).or(denied).or_else(late).or_else(outage);
@@ -264,10 +264,10 @@ impl Run<'_> {
             ErrorKind::NotFound => "Missing",
             kind => code_of_kind(kind),
         };
-        let kid = refused.kid.as_ref();
-        let trouble = trouble(now(), kid.or(Some(&self.set.active)), code, &refused.error);
+        let kid = refused.kid.as_deref();
+        let trouble = trouble(now(), kid.or(Some(self.set.active.as_str())), code, &refused.error);
         if let Some(kid) = kid.filter(|_| kind == ErrorKind::Denied) {
-            lock(&self.denied).push((kid.to_string(), trouble.clone()));
+            lock(&self.denied).push((kid.to_owned(), trouble.clone()));
         }
         self.note(container, &trouble);
         Err((trouble, kind))
@@ -360,12 +360,12 @@ fn code_of_kind(kind: ErrorKind) -> &'static str {
     }
 }
 
-fn trouble(now: i64, kid: Option<&Kid>, code: &str, e: &Error) -> Trouble {
+fn trouble(now: i64, kid: Option<&str>, code: &str, e: &Error) -> Trouble {
     let transient = matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::Busy | ErrorKind::Conflict);
     Trouble {
         since: now,
         time: now,
-        kid: kid.map(ToString::to_string),
+        kid: kid.map(str::to_owned),
         code: code.to_owned(),
         message: e.chain(),
         transient,
@@ -387,7 +387,7 @@ impl MountedDisks for NoMounts {
 /// # Errors
 /// `sets.db` cannot be changed.
 pub fn note(access: &Access, report: &mut Report, header: &Header, path: &Path, e: &Error) -> Result<()> {
-    let trouble = trouble(now(), Some(&report.set.active), code_of_kind(e.kind()), e);
+    let trouble = trouble(now(), Some(report.set.active.as_str()), code_of_kind(e.kind()), e);
     access.sets.container_trouble(header.uuid(), path, &trouble)?;
     for container in access.sets.find(header.uuid())?.into_iter().filter(|c| c.path == path) {
         report.left.push((container, trouble.clone(), e.kind()));

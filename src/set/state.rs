@@ -210,7 +210,7 @@ fn one(tx: &Transaction<'_>, id: Uuid) -> rusqlite::Result<Set> {
     let row = tx
         .prepare_cached(&format!("SELECT {COLUMNS} FROM disk_set WHERE id = ?"))?
         .query_row([id.to_string()], SetRow::read)?;
-    row.parse().map_err(db::odd)
+    row.parse().map_err(|e| db::odd(&e))
 }
 
 fn json(value: &impl serde::Serialize) -> rusqlite::Result<String> {

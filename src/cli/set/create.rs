@@ -54,7 +54,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
         Place::Local => local(&access, args, &choice)?,
         Place::Elsewhere(entry) => {
             let call = Call::new(uuid::Uuid::nil(), format!("set create {}", args.name));
-            let (info, identity) = key::check_elsewhere(entry.clone(), &args.name, &choice.key, &call)?;
+            let (info, identity) = key::check_elsewhere((**entry).clone(), &args.name, &choice.key, &call)?;
             let set = access.sets.create(&NewSet {
                 name: args.name.clone(),
                 vault: entry.id,

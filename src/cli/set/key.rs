@@ -38,7 +38,7 @@ pub(super) enum Place {
     /// In the embedded vault.
     Local,
     /// In one elsewhere.
-    Elsewhere(VaultEntry),
+    Elsewhere(Box<VaultEntry>),
 }
 
 /// A key that was named.
@@ -62,7 +62,7 @@ impl KeyArgs {
         let (place, mut key) = match (&self.key, &self.key_url) {
             (Some(key), _) => match &self.source_vault {
                 Some(vault) if !is_local(access, vault) => {
-                    (Place::Elsewhere(entry(&access.sets, vault)?), key.clone())
+                    (Place::Elsewhere(Box::new(entry(&access.sets, vault)?)), key.clone())
                 }
                 _ => (Place::Local, key.clone()),
             },
@@ -83,7 +83,7 @@ impl KeyArgs {
         if let Some(name) = &self.source_vault {
             let entry = entry(&access.sets, name)?;
             if entry.knows_host(host) {
-                return Ok(Place::Elsewhere(entry));
+                return Ok(Place::Elsewhere(Box::new(entry)));
             }
             let message =
                 format!("key URL: found the host {host}, allowed {} or an alias", entry.endpoint.host());
@@ -92,7 +92,7 @@ impl KeyArgs {
         let all = access.sets.vaults()?;
         let mut known = all.into_iter().filter(|entry| entry.knows_host(host));
         match (known.next(), known.next()) {
-            (Some(entry), None) => Ok(Place::Elsewhere(entry)),
+            (Some(entry), None) => Ok(Place::Elsewhere(Box::new(entry))),
             (Some(one), Some(other)) => Err(usage(format!(
                 "{host} is both \"{}\" and \"{}\": say which with --source-vault",
                 one.name, other.name

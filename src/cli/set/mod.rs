@@ -79,8 +79,6 @@ fn elsewhere(sets: &SetStore, set: &Set) -> Result<Option<VaultEntry>> {
 /// As the set has it; an identity elsewhere was not made for the set, and its id may be known to its vault only.
 fn to_json(sets: &SetStore, set: &Set) -> Result<serde_json::Value> {
     let mut value = set.to_json();
-    value["revocationPolicy"] = serde_json::to_value(sets.policy(set.id)?)
-        .map_err(|e| crate::error::Error::new(crate::error::ErrorKind::Other, "encode").caused_by(e))?;
     let entries = sets.vaults()?;
     let url = |id: uuid::Uuid| entries.iter().find(|entry| entry.id == id).map(|entry| entry.endpoint.url());
     if let Some(url) = url(set.vault) {

@@ -80,7 +80,7 @@ fn another_key(context: &Context, access: &Access, set: &Set, args: &Update) -> 
         Place::Local => local(access, set, &choice, args.grant)?,
         Place::Elsewhere(entry) => {
             let call = Call::new(uuid::Uuid::nil(), format!("set update {}", set.name));
-            let (info, identity) = key::check_elsewhere(entry.clone(), &set.name, &choice.key, &call)?;
+            let (info, identity) = key::check_elsewhere((**entry).clone(), &set.name, &choice.key, &call)?;
             NextKey { vault: entry.id, kid: info.kid, pinned: choice.pinned, identity, due: now() + DEADLINE }
         }
     };
