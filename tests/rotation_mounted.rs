@@ -60,7 +60,7 @@ fn a_mount_follows_the_key_by_itself_and_goes_on_when_the_old_version_is_switche
     let new = active(&home, "default");
     assert_ne!(old, new);
     wait_for(&mount, &new);
-    assert_eq!(kids(&home, "vm.wd"), [new.clone()]);
+    assert_eq!(kids(&home, "vm.wd"), [new.as_str()]);
     home.wrapdisk(["key", "disable", "disk-kek", "--version", version(&old), "--yes"]).ok();
     let mut found = [0; 6];
     file.read_exact_at(&mut found, 5000).unwrap();
@@ -222,7 +222,7 @@ fn a_disk_gets_another_set_mounted_or_not() {
     home.wrapdisk(["key", "delete", "disk-kek", "--yes"]).ok();
     mount.unmount();
     for disk in ["idle.wd", "vm.wd"] {
-        assert_eq!(kids(&home, disk), [new.clone()]);
+        assert_eq!(kids(&home, disk), [new.as_str()]);
         home.mount(disk, &[]).unmount();
     }
     assert_eq!(resources(&home, "default").len(), 0);
