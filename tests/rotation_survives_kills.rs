@@ -49,8 +49,7 @@ fn at_every_power_cut_inside_a_rewrap_the_container_opens_and_the_next_run_finis
     start.truncate((16 << 20) + (1 << 20));
     let new = s.new_version();
     let set = s.set();
-    let next =
-        NextKey { vault: set.vault, kid: new, pinned: false, identity: set.identity, due: i64::MAX };
+    let next = NextKey { vault: set.vault, kid: new, pinned: false, identity: set.identity, due: i64::MAX };
     let set = s.access.sets.begin_rotation(&set, &next, 0).unwrap().unwrap();
     let (mut states, mut cuts) = (BTreeSet::new(), 0);
     for n in 0.. {
