@@ -271,8 +271,9 @@ fn a_mount_outlives_its_terminal() {
     eventually("unmount", || home.wrapdisk(["umount", "vm.wd"]).status.success().then_some(()));
 }
 
-/// Of a mount that nobody is asking anything: the control socket, and the pair through which signals come.
-const SOCKETS: usize = 3;
+/// Of a mount that nobody is asking anything: the control socket, the pair through which signals come, and the way to the
+/// journal.
+const SOCKETS: usize = 4;
 
 /// What the process has open, by name.
 fn open_files(pid: i32) -> Vec<String> {

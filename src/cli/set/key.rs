@@ -141,6 +141,7 @@ pub(super) fn check_elsewhere(
 }
 
 #[cfg(not(feature = "azure"))]
+#[allow(clippy::needless_pass_by_value, reason = "the other form keeps it")]
 pub(super) fn check_elsewhere(
     entry: VaultEntry,
     _: &str,
