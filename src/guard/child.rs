@@ -6,14 +6,14 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// What a program inherits.
 const INHERITED: [&str; 12] = [

@@ -9,7 +9,6 @@
 //! 3. What nobody registered is reported and never touched (RULINGS 28).
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::processes::{self, Holder};
 use super::qmp::{Qmp, RunState};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// Most guests of one disk; a disk that several write at once needs a cluster's file system anyway.
 const MAX_GUESTS: usize = 16;

@@ -5,12 +5,12 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::{IoContext, Result};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 /// Between two reads: what a drill can tell apart.
 const PACE: Duration = Duration::from_millis(2);

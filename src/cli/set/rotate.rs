@@ -1,7 +1,6 @@
 //! `wrapdisk set rotate`: also what the timer runs every 15 minutes for all sets.
 
 use std::path::Path;
-use std::sync::Mutex;
 
 use super::super::context::{Context, now};
 use super::super::output;
@@ -10,7 +9,7 @@ use crate::error::{ErrorKind, Result};
 use crate::set::access::Access;
 use crate::set::rotation::{self, Report};
 use crate::set::{ContainerRecord, Set, Trouble};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 use crate::vault::local::LocalVault;
 
 #[derive(Debug, clap::Args)]
