@@ -304,15 +304,18 @@ fn a_mount_keeps_open_what_it_needs_and_nothing_more() {
     };
     let odd: Vec<_> = before.iter().filter(|name| !needed(name)).collect();
     assert!(odd.is_empty(), "{odd:?} of {before:#?}");
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", mount.pid)).unwrap().count();
+    let few = threads();
     for seed in 0..50 {
         fill(&mount.file, seed);
         finds(&mount.file, seed);
         mount.status();
     }
-    let threads = |pid: i32| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
     // The last answer's connection may still be on its way out.
     eventually("no file more than before", || (open_files(mount.pid) == before).then_some(()));
-    assert!(threads(mount.pid) <= 10, "threads are leaked");
+    eventually("no thread more than before, but for one that is ending", || {
+        (threads() <= few + 1).then_some(())
+    });
     mount.unmount();
 }
 
