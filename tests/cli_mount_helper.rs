@@ -236,12 +236,12 @@ fn root_uses_the_state_that_an_option_names() {
     let machine = Machine::new();
     let said = machine.says(
         "mv home theirs; says mount -t fuse.wrapdisk vm.wd mnt -o nosuid
-         says mount -t fuse.wrapdisk vm.wd mnt -o \"state=$WHERE/theirs/state\"; wrapdisk status mnt | head -1 | tr -s ' '; umount mnt
+         says mount -t fuse.wrapdisk vm.wd mnt -o \"state=$WHERE/theirs/state\"; wrapdisk status mnt | head -1; umount mnt
          ls home",
     );
     let none = "wrapdisk: ~/vm.wd: ~/home/state: no vault here\n  \
                 the first wrapdisk create makes one; to use another one, give --state DIR";
-    assert_eq!(said, format!("{none}\n=> 32\n=> 0\ndisk: ~/vm.wd\nrun"));
+    assert_eq!(said, format!("{none}\n=> 32\n=> 0\ndisk:      ~/vm.wd\nrun"));
 }
 
 #[test]
@@ -254,11 +254,11 @@ fn an_ordinary_user_mounts_what_fstab_lets_users_mount() {
         + "chown -R 65534:65534 home mnt; echo \"$WHERE/vm.wd $WHERE/mnt fuse.wrapdisk user,noauto 0 0
 $WHERE/vm.wd $WHERE/mnt2 fuse.wrapdisk noauto 0 0\" > fstab; mount --bind fstab /etc/fstab
            user() { setpriv --reuid 65534 --regid 65534 --clear-groups \"$@\"; }
-           says user mount \"$WHERE/mnt\"; user wrapdisk status | head -1 | tr -s ' '; user stat -c '%u %a' mnt/disk.img
+           says user mount \"$WHERE/mnt\"; user wrapdisk status | head -1; user stat -c '%u %a' mnt/disk.img
            says user wrapdisk umount \"$WHERE/mnt\"; says user mount \"$WHERE/mnt2\"";
     let said = machine.says(&script);
     let (mine, others) = said.split_once("wrapdisk: ~/mnt2: ").unwrap();
-    assert_eq!(mine, "=> 0\ndisk: ~/vm.wd\n65534 600\n=> 0\n");
+    assert_eq!(mine, "=> 0\ndisk:      ~/vm.wd\n65534 600\n=> 0\n");
     // Root's folder: fusermount3 decides, as for every FUSE file system.
     assert!(
         others.starts_with("mount: fusermount3: user has no write access to mountpoint ~/mnt2"),

@@ -275,6 +275,9 @@ fn a_mount_outlives_its_terminal() {
 /// journal.
 const SOCKETS: usize = 4;
 
+/// Of such a mount: main, two to four that serve, signals, control, rotation, guard, its lease and what it calls, hooks.
+const MOST_THREADS: usize = 14;
+
 /// What the process has open, by name.
 fn open_files(pid: i32) -> Vec<String> {
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
@@ -306,6 +309,7 @@ fn a_mount_keeps_open_what_it_needs_and_nothing_more() {
     assert!(odd.is_empty(), "{odd:?} of {before:#?}");
     let threads = || std::fs::read_dir(format!("/proc/{}/task", mount.pid)).unwrap().count();
     let few = threads();
+    assert!(few <= MOST_THREADS, "{few} threads");
     for seed in 0..50 {
         fill(&mount.file, seed);
         finds(&mount.file, seed);

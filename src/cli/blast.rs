@@ -12,6 +12,7 @@ use super::context::Context;
 use super::{output, prompt};
 use crate::control::{MountStatus, json_path};
 use crate::error::Result;
+use crate::guard::processes::{self, Holder};
 use crate::set::access::Access;
 use crate::set::{ContainerRecord, Set};
 
@@ -45,16 +46,10 @@ struct Mount {
     mountpoint: PathBuf,
     uuid: String,
     pid: u32,
-    users: Vec<Process>,
+    /// Who has the plaintext open.
+    users: Vec<Holder>,
     /// Loop devices over the plaintext.
     loops: Vec<String>,
-}
-
-/// Somebody who has the plaintext open.
-#[derive(Debug, Serialize)]
-struct Process {
-    pid: u32,
-    name: String,
 }
 
 /// The options of every command that stops disks.
@@ -195,7 +190,7 @@ impl Mount {
             mountpoint: m.mountpoint.clone(),
             uuid: m.uuid.clone(),
             pid: m.pid,
-            users: users_of(&m.file),
+            users: processes::holders(&m.file),
             loops: loops_over(&m.file),
         }
     }
@@ -211,21 +206,6 @@ impl Mount {
             self.pid
         )
     }
-}
-
-/// Processes that have a file open, as far as this user may see. By name only: a disk that hangs must not hang us.
-fn users_of(file: &Path) -> Vec<Process> {
-    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    let has_it = |pid: &u32| {
-        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).any(|target| target == file)
-    };
-    let named = |pid| {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Process { pid, name: name.trim_end().to_owned() }
-    };
-    pids.filter(has_it).map(named).collect()
 }
 
 /// Loop devices whose backing file it is (sysfs, `loop/backing_file`).

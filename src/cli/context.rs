@@ -84,6 +84,11 @@ impl Context {
         Ok(self.mounts()?.into_iter().find(names))
     }
 
+    /// The same; the error of one that is not mounted.
+    pub(super) fn mounted(&self, disk: &Path) -> Result<MountStatus> {
+        self.mount_of(disk)?.ok_or_else(|| not_mounted(disk))
+    }
+
     /// The container that `disk` names: by a live mount, as a uuid in the registry, or as a path.
     pub(super) fn container(&self, disk: &Path) -> Result<PathBuf> {
         if let Some(mount) = self.mount_of(disk)? {
@@ -113,6 +118,10 @@ impl Context {
         }
         absolute(disk)
     }
+}
+
+pub(super) fn not_mounted(disk: &Path) -> Error {
+    Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is")
 }
 
 /// Without links, absolute; the error of a path that is not there.

@@ -8,7 +8,7 @@ use super::output;
 use crate::control::MountStatus;
 use crate::control::client;
 use crate::control::protocol::{Ask, GuestAsk};
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{IoContext, Result};
 use crate::guard::guests::GuestList;
 
 /// A mount looks at all its guests at once, and gives each half a second.
@@ -83,14 +83,14 @@ pub(super) fn run(context: &Context, command: &Command) -> Result<()> {
         Command::Add(args) => add(context, args),
         Command::List(args) => list(context, args),
         Command::Remove(args) => {
-            let mount = mounted(context, &args.disk)?;
+            let mount = context.mounted(&args.disk)?;
             ask(context, &mount, GuestAsk::Remove { qmp: absolute(&args.qmp)? }).map(drop)
         }
     }
 }
 
 fn add(context: &Context, args: &Add) -> Result<()> {
-    let mount = mounted(context, &args.disk)?;
+    let mount = context.mounted(&args.disk)?;
     let qmp = absolute(&args.qmp)?;
     let list = ask(context, &mount, GuestAsk::Add { qmp: qmp.clone() })?;
     let Some(guest) = list.guests.iter().find(|guest| guest.qmp == qmp) else { return Ok(()) };
@@ -112,7 +112,7 @@ fn add(context: &Context, args: &Add) -> Result<()> {
 
 fn list(context: &Context, args: &List) -> Result<()> {
     let mounts = match &args.disk {
-        Some(disk) => vec![mounted(context, disk)?],
+        Some(disk) => vec![context.mounted(disk)?],
         None => context.mounts()?,
     };
     let mut lists = Vec::new();
@@ -173,12 +173,6 @@ pub(super) fn of(context: &Context, mount: &MountStatus) -> Result<GuestList> {
 
 fn ask(context: &Context, mount: &MountStatus, what: GuestAsk) -> Result<GuestList> {
     client::ask(&context.dirs, &mount.mountpoint, &Ask::Guests(what), PATIENCE)
-}
-
-fn mounted(context: &Context, disk: &Path) -> Result<MountStatus> {
-    context.mount_of(disk)?.ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is")
-    })
 }
 
 fn absolute(qmp: &Path) -> Result<PathBuf> {

@@ -61,12 +61,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 }
 
 fn look(context: &Context, disk: Option<&Path>) -> Result<Vec<MountStatus>> {
-    let Some(disk) = disk else { return context.mounts() };
-    match context.mount_of(disk)? {
-        Some(mount) => Ok(vec![mount]),
-        None => {
-            Err(Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is"))
-        }
+    match disk {
+        None => context.mounts(),
+        Some(disk) => Ok(vec![context.mounted(disk)?]),
     }
 }
 

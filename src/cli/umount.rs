@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::context::Context;
+use super::context::{self, Context};
 use crate::control::MountStatus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::mountpoint::{self, MountEntry};
@@ -45,8 +45,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 
 /// A mount without an answering daemon: dead, or another user's.
 fn not_of_this_user(disk: &Path) -> Result<PathBuf> {
-    let not_mounted =
-        || Error::new(ErrorKind::NotFound, "not mounted").at(disk).hint("wrapdisk status lists what is");
+    let not_mounted = || context::not_mounted(disk);
     // A uuid is no path, and a container may have been moved away.
     let real = mountpoint::resolve(disk).map_err(|e| match e.kind() {
         ErrorKind::NotFound => not_mounted(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::protocol::{GuestAsk, Rehearsed, Rewrap, Rewrapped};
+use super::rewrap::set_of;
 use super::server::Mounted;
 use super::{Bell, MountStatus};
 use crate::disk::PlainDisk;
@@ -53,17 +54,17 @@ pub struct LiveMount {
 }
 
 impl LiveMount {
-    fn rotation_error(&self) -> Option<String> {
-        let set = self.set(self.access.as_deref()?).ok().flatten()?;
+    fn rotation_error(&self, header: &Header) -> Option<String> {
+        let set = set_of(self.access.as_deref()?, header).ok().flatten()?;
         let trouble = set.trouble.filter(Trouble::is_serious)?;
         Some(format!("{}: {}", trouble.code, trouble.message))
     }
 
     /// Known of keys in the embedded vault only; looking costs no trace there, and one that is in trouble is not news here.
-    fn next_rotation(&self) -> Option<String> {
+    fn next_rotation(&self, header: &Header) -> Option<String> {
         let access = self.access.as_ref()?;
-        let kid = self.container.header().tokens().next()?.1.wrapped().kid.clone();
-        if !kid.host().eq_ignore_ascii_case(&format!("{}.vault.localhost", access.vault.id())) {
+        let kid = &header.tokens().next()?.1.wrapped().kid;
+        if !access.is_local(kid) {
             return None;
         }
         let at = access.vault.next_rotation(kid.name(), &access.vault.admin("status")).ok()??;
@@ -77,7 +78,6 @@ impl LiveMount {
 
 impl Mounted for LiveMount {
     fn status(&self) -> MountStatus {
-        let next_rotation = self.next_rotation();
         let header = self.container.header();
         let state = if self.disk.volume().gate().is_open() { "ready" } else { "revoked" };
         let guard = self.guard_status();
@@ -93,13 +93,13 @@ impl Mounted for LiveMount {
             set: header.tokens().next().map(|(_, token)| token.set().to_owned()),
             key: self.facts.key.as_ref().map(|opened| current(&header, opened)),
             unguarded: self.guard.is_none(),
-            rotation_error: self.rotation_error(),
+            rotation_error: self.rotation_error(&header),
             mounted_at: self.facts.mounted_at.clone(),
             memory_locked: crate::secret::all_locked(),
             io: self.disk.io_stats(),
             cache: self.disk.cache_stats(),
             guard,
-            next_rotation,
+            next_rotation: self.next_rotation(&header),
         }
     }
 

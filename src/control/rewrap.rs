@@ -43,10 +43,14 @@ impl LiveMount {
 
     /// The set that the container belongs to.
     pub(super) fn set(&self, access: &Access) -> Result<Option<Set>> {
-        let header = self.container.header();
-        let id = header.tokens().find_map(|(_, token)| token.set_id());
-        Ok(id.map(|id| access.sets.by_id(id)).transpose()?.flatten())
+        set_of(access, &self.container.header())
     }
+}
+
+/// The set that a header names, where it is known here.
+pub(super) fn set_of(access: &Access, header: &Header) -> Result<Option<Set>> {
+    let id = header.tokens().find_map(|(_, token)| token.set_id());
+    Ok(id.map(|id| access.sets.by_id(id)).transpose()?.flatten())
 }
 
 /// For a peer.

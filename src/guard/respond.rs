@@ -106,7 +106,7 @@ impl Responses {
     /// An event of the guard's, which has it in the log already: the journal, hooks, people.
     fn report(&self, event: &GuardEvent) {
         let entry = catalog::of(&event.kind);
-        let reason = self.reason(event);
+        let reason = reason(event);
         self.journal(
             entry,
             &event.to_string(),
@@ -136,13 +136,6 @@ impl Responses {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => log::error!("hooks do not keep up: none ran for {}", entry.name),
             Err(TrySendError::Disconnected(_)) => log::error!("hooks: their thread is gone"),
-        }
-    }
-
-    fn reason(&self, event: &GuardEvent) -> String {
-        match &event.kind {
-            EventKind::Fenced { why } if event.reason.is_empty() => why.to_string(),
-            _ => event.reason.clone(),
         }
     }
 
@@ -218,6 +211,14 @@ fn run_errands(waiting: &Receiver<Errand>, folder: &std::path::Path) {
         if errand.entry.hooks {
             hooks::run_all(folder, &errand.variables);
         }
+    }
+}
+
+/// What the vault said, or why it was not asked.
+fn reason(event: &GuardEvent) -> String {
+    match &event.kind {
+        EventKind::Fenced { why } if event.reason.is_empty() => why.to_string(),
+        _ => event.reason.clone(),
     }
 }
 

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::access::Access;
-use super::{NewSet, Set, SetStore};
+use super::{NewSet, Set, SetStore, provision};
 use crate::dirs::Dirs;
 use crate::envelope::KeyRef;
 use crate::error::{ErrorKind, Result};
-use crate::vault::local::{IdentityKind, LocalVault, NewKey, Role, RsaBits, Unlock};
+use crate::vault::local::{LocalVault, NewKey, Role, RsaBits, Unlock};
 use crate::vault::{Denial, KeyInfo, KeyVault, VaultError};
 
 /// The set that is used when none is named.
@@ -82,8 +82,7 @@ fn make_default(access: &Access) -> Result<(KeyInfo, Set)> {
         }
         Err(e) => return Err(e.into()),
     };
-    let identity =
-        vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?;
+    let identity = provision::identity(vault, &call)?;
     vault.grant(identity, Role::CryptoServiceEncryptionUser, Some(DEFAULT_KEY), &call)?;
     let set = access.sets.create(&NewSet {
         name: DEFAULT_SET.to_owned(),

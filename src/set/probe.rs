@@ -63,7 +63,7 @@ impl Access {
     /// Is this key in the embedded vault?
     #[must_use]
     pub fn is_local(&self, kid: &Kid) -> bool {
-        kid.host().eq_ignore_ascii_case(&format!("{}.vault.localhost", self.vault.id()))
+        self.vault.is_at(kid.host())
     }
 
     /// Unwraps what the token holds; nothing is checked yet.

@@ -49,7 +49,7 @@ impl Opened {
         local: &'a LocalVault,
         sets: &SetStore,
     ) -> Result<Provider<'a>> {
-        if kid.host().eq_ignore_ascii_case(&format!("{}.vault.localhost", local.id())) {
+        if local.is_at(kid.host()) {
             return Ok(Provider::Local(local));
         }
         let mut known: Vec<VaultEntry> =

@@ -5,6 +5,7 @@
 use crate::envelope::{KeyRef, Kid};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyring;
+use crate::vault::local::{Fail, IdentityKind, LocalVault};
 use crate::vault::{Call, Denial, KeyInfo, KeyVault, VaultError};
 
 /// `https://HOST[:PORT]/keys/NAME[/VERSION]`.
@@ -42,6 +43,14 @@ impl KeyUrl {
             })
         })
     }
+}
+
+/// A new identity for a set over the embedded vault; it may do nothing yet.
+///
+/// # Errors
+/// 403; broken.
+pub fn identity(vault: &LocalVault, call: &Call) -> Result<uuid::Uuid, Fail> {
+    vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, call)
 }
 
 /// Asks for the key, looks whether it may be used, and uses it once: a random value must come back as it was.

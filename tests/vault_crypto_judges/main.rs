@@ -225,7 +225,8 @@ fn wycheproofs_vectors_get_the_answers_they_ask_for() {
             }
         }
     }
-    assert!(valid >= 30 && invalid > 50, "{valid} valid, {invalid} invalid");
+    let strict = usize::from(cfg!(feature = "aws-lc"));
+    assert!(valid + strict > 30 && invalid > 50, "{valid} valid, {invalid} invalid");
 }
 
 #[test]

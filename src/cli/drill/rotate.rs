@@ -72,7 +72,7 @@ fn own_key(access: &Access, set: &Set) -> Result<String> {
     if set.pinned {
         return refused("found a set that stays with one version, allowed one that follows the latest");
     }
-    if !set.active.host().eq_ignore_ascii_case(&format!("{}.vault.localhost", access.vault.id())) {
+    if !access.is_local(&set.active) {
         return refused("found a key in a vault elsewhere, allowed one in the vault of this machine")
             .map_err(|e: Error| e.hint("make a new version there, then: wrapdisk set rotate"));
     }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::set::access::Access;
 use crate::set::{EncryptionType, NewSet, Set, provision};
 use crate::vault::Call;
-use crate::vault::local::{IdentityKind, Role};
+use crate::vault::local::Role;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -84,8 +84,7 @@ fn local(access: &Access, args: &Create, choice: &Choice) -> Result<(Set, String
     }
     let call = vault.admin(&format!("set create {name}"));
     let info = key::look(access, name, &choice.key, &call)?;
-    let identity =
-        vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?;
+    let identity = provision::identity(vault, &call)?;
     let make = || -> Result<Set> {
         if args.grant {
             vault.grant(identity, Role::CryptoServiceEncryptionUser, Some(info.kid.name()), &call)?;

@@ -77,7 +77,7 @@ impl KeyArgs {
     }
 
     fn place_of(&self, access: &Access, host: &str) -> Result<Place> {
-        if host.eq_ignore_ascii_case(&format!("{}.vault.localhost", access.vault.id())) {
+        if access.vault.is_at(host) {
             return Ok(Place::Local);
         }
         if let Some(name) = &self.source_vault {

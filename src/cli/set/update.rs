@@ -10,7 +10,7 @@ use crate::set::access::Access;
 use crate::set::rotation::{self, DEADLINE, Report};
 use crate::set::{NextKey, Set, provision};
 use crate::vault::Call;
-use crate::vault::local::{IdentityKind, Role};
+use crate::vault::local::Role;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -103,9 +103,7 @@ fn local(access: &Access, set: &Set, choice: &Choice, grant: bool) -> Result<Nex
         known.or_else(|| set.previous.iter().find(|old| old.vault == vault.id()).map(|old| old.identity));
     let identity = match known {
         Some(identity) => identity,
-        None if grant => {
-            vault.create_identity(&format!("set-{}", uuid::Uuid::new_v4()), IdentityKind::System, &call)?
-        }
+        None if grant => provision::identity(vault, &call)?,
         None => {
             return Err(usage(format!("{name} has no identity in the embedded vault yet"))
                 .hint("give --grant: one is made, and may use the key"));

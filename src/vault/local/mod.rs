@@ -107,6 +107,12 @@ struct Facts {
     location: String,
 }
 
+impl Facts {
+    fn is_at(&self, host: &str) -> bool {
+        host.eq_ignore_ascii_case(&format!("{}.vault.localhost", self.id))
+    }
+}
+
 /// What of the vault the seal check is sealed for.
 const SEAL_CHECK: &str = "check";
 
@@ -175,6 +181,12 @@ impl LocalVault {
     #[must_use]
     pub fn exists(dir: &Path) -> bool {
         dir.join(db::DATABASE).exists()
+    }
+
+    /// Are key identifiers with this host of this vault (RULINGS 8)?
+    #[must_use]
+    pub fn is_at(&self, host: &str) -> bool {
+        self.facts.is_at(host)
     }
 
     /// Part of every kid: `https://ID.vault.localhost/keys/...`.

@@ -45,13 +45,7 @@ impl LocalVault {
     /// 403, 404 `KeyNotFound`; broken.
     pub fn rotation_policy(&self, name: &str, call: &Call) -> Result<RotationPolicy, Fail> {
         let path = format!("/keys/{}", shown(name));
-        let task = Task {
-            operation: "KeyRotationPolicyGet",
-            permission: Permission::GetRotationPolicy,
-            path: &path,
-            action: "rotationpolicy",
-        };
-        self.audited(task, call, |work| {
+        self.audited(read_policy(&path), call, |work| {
             work.require_either(Some(name), Permission::Get)?;
             let row = work.find_for_admin_allowed(name)?;
             work.policy(&row)
@@ -128,13 +122,7 @@ impl LocalVault {
     /// 404 `KeyNotFound`; broken.
     pub fn next_rotation(&self, name: &str, call: &Call) -> Result<Option<i64>, Fail> {
         let path = format!("/keys/{}", shown(name));
-        let task = Task {
-            operation: "KeyRotationPolicyGet",
-            permission: Permission::GetRotationPolicy,
-            path: &path,
-            action: "rotationpolicy",
-        };
-        self.peek(task, call, |work| {
+        self.peek(read_policy(&path), call, |work| {
             work.require_either(Some(name), Permission::Get)?;
             let row = work.find_for_admin_allowed(name)?;
             let policy = work.policy(&row)?;
@@ -212,6 +200,15 @@ fn is_due(row: &Version, policy: &RotationPolicy, action: PolicyAction) -> bool 
     row.enabled
         && policy.trigger(action).is_some_and(due)
         && !(action == PolicyAction::Notify && row.notified)
+}
+
+const fn read_policy(path: &str) -> Task<'_> {
+    Task {
+        operation: "KeyRotationPolicyGet",
+        permission: Permission::GetRotationPolicy,
+        path,
+        action: "rotationpolicy",
+    }
 }
 
 impl Work<'_> {
