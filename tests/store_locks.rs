@@ -169,6 +169,38 @@ fn the_header_lock_excludes_another_process_while_it_lives() {
     }
 }
 
+/// The flags of this process's open descriptions of a file (proc_pid_fdinfo(5)).
+fn open_flags(path: &Path) -> Vec<i32> {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let ours = fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path));
+    let flags = ours.map(|fd| {
+        let info = format!("/proc/self/fdinfo/{}", fd.file_name().to_str().unwrap());
+        let info = std::fs::read_to_string(info).unwrap();
+        let octal = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        i32::from_str_radix(octal.trim(), 8).unwrap()
+    });
+    flags.collect()
+}
+
+#[test]
+fn a_commit_beside_data_that_is_being_written_makes_its_own_bytes_durable_and_waits_for_no_others() {
+    let (_dir, path) = backing();
+    let path = path.canonicalize().unwrap();
+    let store = open(&path, Access::ReadWrite);
+    let lock = store.lock_header_in_use().unwrap();
+    assert_eq!(foreign_lock(&path, 0, 1), "refused");
+    assert_eq!(store.lock_header().map(drop).unwrap_err().kind(), ErrorKind::Busy);
+    // O_DSYNC: "as though followed by a call to fdatasync" of what was written (open(2)).
+    assert!(open_flags(&path).iter().any(|flags| flags & libc::O_DSYNC != 0));
+    lock.store().write_at(ByteOffset::ZERO, b"new header").unwrap();
+    lock.store().sync().unwrap();
+    drop(lock);
+    assert!(open_flags(&path).iter().all(|flags| flags & libc::O_DSYNC == 0), "it does not outlive the lock");
+    let mut seen = [0; 10];
+    store.read_at(ByteOffset::ZERO, &mut seen).unwrap();
+    assert_eq!(&seen, b"new header");
+}
+
 #[test]
 fn the_header_lock_is_refused_while_another_process_holds_it() {
     let (_dir, path) = backing();

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use super::rewrap::Place;
 use crate::error::Result;
 use crate::luks2::Header;
-use crate::store::{Access, BackingStore, FileStore, LatchedStore};
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::store::{BackingStore, FileStore, LatchedStore};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
 
 /// See the module's header.
 #[derive(Debug)]
@@ -23,13 +23,17 @@ pub struct MountedContainer {
     header: Mutex<Header>,
     read_only: bool,
     turn: Mutex<()>,
+    /// Everything that was in the page cache when it was mounted is durable.
+    synced: AtomicBool,
 }
 
 impl MountedContainer {
     /// Of a container that this process has locked.
     #[must_use]
     pub fn new(path: PathBuf, store: Arc<LatchedStore<FileStore>>, header: Header, read_only: bool) -> Self {
-        Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()) }
+        // Now, when nothing waits for it.
+        let synced = AtomicBool::new(!read_only && store.sync().is_ok());
+        Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()), synced }
     }
 
     /// 36 characters; no change of the header changes it.
@@ -88,11 +92,14 @@ impl MountedContainer {
 
 impl Place for MountedContainer {
     fn locked(&self, commit: &mut dyn FnMut(&dyn BackingStore) -> Result<()>) -> Result<()> {
-        let lock = self.store.inner().lock_header()?;
-        match self.store.inner().access() {
-            // Through the latch: a failed write-back of data that this sync hears of must not be forgotten.
-            Access::ReadWrite => commit(&*self.store),
-            Access::ReadOnly => commit(lock.store()),
+        if self.read_only {
+            return commit(self.store.inner().lock_header()?.store());
         }
+        // What a killed process left of a header in the page cache must be durable before a copy is torn. Through the latch: a
+        // failed write-back of data that this sync hears of must not be forgotten.
+        if !self.synced.swap(true, Ordering::Relaxed) {
+            self.store.sync()?;
+        }
+        commit(self.store.inner().lock_header_in_use()?.store())
     }
 }

@@ -69,6 +69,8 @@ pub struct FileStore {
     id: StoreId,
     /// Taken with the header lock: an OFD lock does not keep two threads of one open file apart.
     header_turn: Mutex<()>,
+    /// Every write is durable when it returns.
+    ranged: bool,
 }
 
 impl FileStore {
@@ -163,17 +165,21 @@ impl FileStore {
             Kind::Regular
         };
         let id = StoreId::of(&meta);
-        Ok(Self { file, path: path.to_owned(), access, kind, id, header_turn: Mutex::new(()) })
+        Ok(Self { file, path: path.to_owned(), access, kind, id, header_turn: Mutex::new(()), ranged: false })
     }
 
     /// The same file opened once more for writing, without a lock of its own: what a header commit of a read-only store
     /// writes through. Only [`FileStore::lock_header`] hands it out.
-    pub(super) fn reopen_for_header(&self) -> Result<Self> {
+    pub(super) fn reopen_for_header(&self, ranged: bool) -> Result<Self> {
         let name = lock::proc_path(&self.file);
         let meta = self.file.metadata().io_at("stat", &self.path)?;
-        let file = open_file(&name, &meta, Access::ReadWrite)
-            .map_err(|e| device::explain_busy(e, &meta, true).at(&self.path))?;
-        Self::adopt(file, &self.path, Access::ReadWrite)
+        let file = if ranged {
+            File::options().read(true).write(true).custom_flags(libc::O_DSYNC).open(&name)
+        } else {
+            open_file(&name, &meta, Access::ReadWrite)
+        };
+        let file = file.map_err(|e| device::explain_busy(e, &meta, true).at(&self.path))?;
+        Ok(Self { ranged, ..Self::adopt(file, &self.path, Access::ReadWrite)? })
     }
 
     /// Takes the exclusive lock on bytes 0..32768 that a header commit needs (RULINGS 10) and gives it back when the
@@ -184,7 +190,17 @@ impl FileStore {
     /// `Busy` when another process (or another thread) is committing; `PermissionDenied` or `ReadOnly` when the file
     /// cannot be opened for writing.
     pub fn lock_header(&self) -> Result<lock::HeaderLock<'_>> {
-        lock::HeaderLock::take(self, &self.header_turn)
+        lock::HeaderLock::take(self, &self.header_turn, false)
+    }
+
+    /// The same for a file whose data somebody is writing meanwhile: each write of the header is durable when it returns
+    /// (O_DSYNC), and a sync of the handle does nothing. A sync of the file would wait for all the data that is in the page
+    /// cache, six times a rewrap, and requests would wait behind it.
+    ///
+    /// # Errors
+    /// As [`FileStore::lock_header`].
+    pub fn lock_header_in_use(&self) -> Result<lock::HeaderLock<'_>> {
+        lock::HeaderLock::take(self, &self.header_turn, true)
     }
 
     /// The path it was opened by.
@@ -354,6 +370,9 @@ impl BackingStore for FileStore {
     }
 
     fn sync(&self) -> Result<()> {
+        if self.ranged {
+            return Ok(());
+        }
         // fdatasync also makes a changed length durable (fdatasync(2)).
         self.file.sync_data().map_err(|e| self.failed("sync", e))
     }

@@ -68,7 +68,8 @@ enum Target<'a> {
 }
 
 impl<'a> HeaderLock<'a> {
-    pub(super) fn take(store: &'a FileStore, turn: &'a Mutex<()>) -> Result<Self> {
+    /// `ranged`: through a handle of its own also on a store that may be written, whose writes are durable by themselves.
+    pub(super) fn take(store: &'a FileStore, turn: &'a Mutex<()>, ranged: bool) -> Result<Self> {
         let busy = || {
             Error::new(ErrorKind::Busy, "another process is changing the header")
                 .at(store.path())
@@ -80,8 +81,9 @@ impl<'a> HeaderLock<'a> {
             Err(TurnTaken::WouldBlock) => return Err(busy()),
         };
         let target = match store.access() {
-            Access::ReadWrite => Target::Own(store),
-            Access::ReadOnly => Target::Reopened(Box::new(store.reopen_for_header()?)),
+            // A device that we have claimed cannot be claimed once more.
+            Access::ReadWrite if !ranged || store.is_block_device() => Target::Own(store),
+            _ => Target::Reopened(Box::new(store.reopen_for_header(ranged)?)),
         };
         match set_ofd(target.store().file(), libc::F_WRLCK) {
             Ok(()) => Ok(Self { target, _turn: turn }),
