@@ -5,6 +5,8 @@
 //! Must never see: anything else of the crate but errors. No `Clone`, no `PartialEq`, no `Serialize`; `Debug` is redacted.
 //! One of the few modules with `unsafe`: the mapping itself, and the allocator.
 
+mod registers;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -16,6 +18,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use crate::error::{Error, ErrorKind, Result};
+
+pub use registers::scrub_registers;
 
 /// Cleared when a lock was refused (RLIMIT_MEMLOCK): `status` then says that secrets may reach swap.
 static ALL_LOCKED: AtomicBool = AtomicBool::new(true);
@@ -203,15 +207,16 @@ pub fn random(bytes: &mut [u8]) -> Result<()> {
         .map_err(|e| Error::new(ErrorKind::Other, "random generator").caused_by(e.to_string()))
 }
 
-/// Overwrites what returned callees left below the current frame: copies of keys that a cipher, a hash or a MAC spilled
-/// there. 16 KiB, since a development build (the deepest frames) left copies down to 12.7 KiB.
+/// Overwrites what returned callees left below the current frame, and in registers: copies of keys that a cipher, a hash or a
+/// MAC spilled there. 16 KiB, since a development build (the deepest frames) left copies down to 12.7 KiB.
 /// tests/xts_forgets_its_keys.rs and tests/luks2_forgets_its_keys.rs look for what is left.
 #[inline(never)]
 pub fn scrub_stack() {
     std::hint::black_box(&mut [0u64; 2048]);
+    scrub_registers();
 }
 
-/// As [`scrub_stack`], after a leaf with a small frame that runs too often for 16 KiB.
+/// The stack alone, after a leaf with a small frame that runs too often for 16 KiB.
 #[inline(never)]
 pub fn scrub_shallow_stack() {
     std::hint::black_box(&mut [0u64; 256]);
@@ -232,6 +237,7 @@ pub fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
 #[inline(never)]
 pub fn scrub_deep_stack() {
     std::hint::black_box(&mut [0u64; 32 * 1024]);
+    scrub_registers();
 }
 
 /// The system's allocator, but what is freed is wiped first: parts of an RSA key were found on the heap of a mount, left

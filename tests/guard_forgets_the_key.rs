@@ -1,5 +1,5 @@
 //! Once the guard has taken a key away, is it gone from the memory of the mount's process, with its schedules and the plaintext
-//! of the cache: in /proc/PID/mem, and so in any core dump? And is it nowhere else than behind the gate while the guard probes?
+//! of the cache: in /proc/PID/mem, and in a core file? And is it nowhere else than behind the gate while the guard probes?
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod memory_support;
@@ -8,17 +8,10 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use memory_support::aes::{inverse_round_keys, round_keys};
-use memory_support::{Needle, list, needles, search};
+use memory_support::{list, needles, of_key, search, search_core};
 use support::{Home, eventually, noise};
 
 const LEN: usize = 400_000;
-
-fn of_key(key: &[u8]) -> Vec<Needle> {
-    let schedules = key.chunks(32).flat_map(|half| [round_keys(half), inverse_round_keys(half)].concat());
-    let rounds = schedules.flat_map(|round| needles("a round key", &round));
-    needles("the key", key).into_iter().chain(rounds).collect()
-}
 
 #[test]
 fn after_the_fence_memory_holds_neither_key_nor_plaintext() {
@@ -50,12 +43,16 @@ fn after_the_fence_memory_holds_neither_key_nor_plaintext() {
         assert!(hits.len() > 20, "the search finds {} of {}", hits.len(), needles[0].what);
         let stray = list(hits.iter().filter(|hit| !(hit.mapping.is_undumped() && hit.mapping.is_locked())));
         assert!(stray.is_empty(), "while it serves and is probed, in memory that may be dumped:\n{stray}");
+        assert!(search_core(&pid, true, needles).len() > 20, "gdb sees all that there is");
+        assert_eq!(search_core(&pid, false, needles), [""; 0], "in what the kernel may dump");
     }
 
     home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
     eventually("the fence", || (mount.status()["state"] == "revoked").then_some(()));
-    let left = list(&search(&pid, &[key.clone(), plaintext].concat()));
+    let secrets = [key.clone(), plaintext].concat();
+    let left = list(&search(&pid, &secrets));
     assert!(left.is_empty(), "after the fence:\n{left}");
+    assert_eq!(search_core(&pid, true, &secrets), [""; 0], "in a core file made after the fence");
 
     home.wrapdisk(["key", "enable", "disk-kek"]).ok();
     eventually("I/O goes on", || file.read_exact_at(&mut found, 0).ok());

@@ -1,23 +1,24 @@
 //! How long after a revocation is the last I/O served? With the key in another machine's vault (`vault serve` over TLS) within
 //! twice the probe interval, half of the time within one; with the embedded vault in about a second. A reader reads all the time;
-//! the figures are printed (`--nocapture`).
+//! the figures are printed (`--nocapture`). After the first fence, a core file of the daemon holds neither key nor plaintext.
 //!
 //! In CI a few drills at the shortest interval; with WRAPDISK_LONG=1 thirty at the default one, which takes most of an hour.
 #![cfg(all(feature = "azure", feature = "serve"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "figures")]
 
+mod memory_support;
 mod serve_support;
 mod support;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use memory_support::{Needle, needles, of_key, search_core};
 use serve_support::Served;
-use support::{Home, noise};
+use support::{Home, Mount, noise};
 use wrapdisk::envelope::KeyRef;
 use wrapdisk::vault::local::{CredentialKind, Grant, IdentityKind, LocalVault, NewKey, Permission, RsaBits};
 
@@ -46,6 +47,11 @@ impl Reader {
         }
     }
 
+    /// A thousand times a second: the machine has other things to do for an hour.
+    fn pause() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
     /// From now on to the last read that was served.
     fn until_it_ends(&self, take: impl FnOnce()) -> Duration {
         let ended = AtomicBool::new(false);
@@ -54,6 +60,7 @@ impl Reader {
                 let mut last = Instant::now();
                 while self.served() {
                     last = Instant::now();
+                    Self::pause();
                 }
                 ended.store(true, Ordering::Relaxed);
                 last
@@ -70,22 +77,44 @@ impl Reader {
         give();
         let given = Instant::now();
         while !self.served() {
-            std::thread::sleep(Duration::from_millis(5));
+            Self::pause();
         }
         given.elapsed()
     }
 }
 
-/// `turns` drills; the time to stop of each, sorted.
-fn drills(file: &Path, turns: usize, switch: impl Fn(bool)) -> Vec<Duration> {
-    let file = File::options().read(true).write(true).open(file).unwrap();
+/// A disk with something on it that no process still has in its memory, and what must not be left of it after a fence.
+fn disk(home: &Home, options: &[&str]) -> (Vec<u8>, Vec<Needle>) {
+    home.create("vm.wd", "1M", options);
     let content = noise(3, 4096);
+    let first = home.mount("vm.wd", &[]);
+    let file = File::options().write(true).open(&first.file).unwrap();
     file.write_all_at(&content, 0).unwrap();
     file.sync_all().unwrap();
-    let reader = Reader { file, content };
+    drop(file);
+    first.unmount();
+    home.wrapdisk(["volume-key", "vm.wd", "--yes", "--output", home.text("vm.key")]).ok();
+    let mut secrets = of_key(&std::fs::read(home.path("vm.key")).unwrap());
+    secrets.extend(needles("plaintext", &content));
+    (content, secrets)
+}
+
+/// `turns` drills; the time to stop of each, sorted.
+fn drills(
+    mount: &Mount<'_>,
+    (content, secrets): (Vec<u8>, Vec<Needle>),
+    turns: usize,
+    switch: impl Fn(bool),
+) -> Vec<Duration> {
+    let pid = mount.pid.to_string();
+    let reader = Reader { file: File::open(&mount.file).unwrap(), content };
+    assert!(reader.served() && search_core(&pid, true, &secrets).len() > 20, "they can be found");
     let (mut stops, mut starts) = (Vec::new(), Vec::new());
-    for _ in 0..turns {
+    for turn in 0..turns {
         stops.push(reader.until_it_ends(|| switch(false)));
+        if turn == 0 {
+            assert_eq!(search_core(&pid, true, &secrets), [""; 0], "in a core file");
+        }
         starts.push(reader.until_it_goes_on(|| switch(true)));
     }
     stops.sort();
@@ -117,13 +146,15 @@ fn through_vault_serve_io_ends_within_twice_the_probe_interval() {
     let add = ["vault", "add", "office", &url, "--local-server", "--ca-file", ca];
     user.wrapdisk([&add[..], &who[..], &alias[..]].concat()).ok();
     user.wrapdisk(["set", "create", "prod", "--key-url", &format!("{url}/keys/disk-kek")]).ok();
-    user.create("vm.wd", "1M", &["--set", "prod"]);
+    let disk = disk(&user, &["--set", "prod"]);
 
-    let (interval, turns) = if is_long() { (60, 30) } else { (5, 5) };
-    let mount = user.mount("vm.wd", &["--probe-interval", &format!("{interval}s")]);
+    let (interval, turns, options) =
+        if is_long() { (60, 30, &[][..]) } else { (5, 5, &["--probe-interval", "5s"][..]) };
+    let mount = user.mount("vm.wd", options);
+    assert_eq!(mount.status()["guard"]["policy"]["probeInterval"], format!("{interval}s"));
     let key = KeyRef::parse("disk-kek").unwrap();
     print!("vault serve, interval {interval} s, ");
-    let stops = drills(&mount.file, turns, |enabled| {
+    let stops = drills(&mount, disk, turns, |enabled| {
         served.vault.set_enabled(&key, enabled, &served.vault.admin("drill")).unwrap();
     });
     let interval = Duration::from_secs(interval);
@@ -135,13 +166,13 @@ fn through_vault_serve_io_ends_within_twice_the_probe_interval() {
 #[test]
 fn with_the_embedded_vault_io_ends_in_about_a_second() {
     let home = Home::ready();
-    home.create("vm.wd", "1M", &[]);
+    let disk = disk(&home, &[]);
     let mount = home.mount("vm.wd", &[]);
     let vault = LocalVault::open(&home.path("home/state")).unwrap();
     let key = KeyRef::parse("disk-kek").unwrap();
     print!("embedded vault, nobody pokes, ");
     let turns = if is_long() { 30 } else { 5 };
-    let stops = drills(&mount.file, turns, |enabled| {
+    let stops = drills(&mount, disk, turns, |enabled| {
         vault.set_enabled(&key, enabled, &vault.admin("drill")).unwrap();
     });
     // A second; the rest is for a machine that is busy.

@@ -17,8 +17,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memory_support::aes::{inverse_round_keys, round_keys};
-use memory_support::{Hit, Needle, list, needles, search};
+use memory_support::{Hit, Needle, list, needles, of_key, search};
 use support::{Home, eventually, finish, noise};
 use wrapdisk::cache::BlockCache;
 use wrapdisk::disk::PlainDisk;
@@ -156,12 +155,6 @@ fn of_plaintext(what: &str, bytes: &[u8]) -> Vec<Needle> {
     let pieces =
         bytes.chunks(4096).filter_map(|block| block.last_chunk::<16>()).chain(bytes.first_chunk::<16>());
     pieces.flat_map(|piece| needles(what, piece)).collect()
-}
-
-fn of_key(key: &[u8; 64]) -> Vec<Needle> {
-    let schedules = key.chunks(32).flat_map(|half| [round_keys(half), inverse_round_keys(half)].concat());
-    let rounds = schedules.flat_map(|round| needles("a round key", &round));
-    needles("the key", key).into_iter().chain(rounds).collect()
 }
 
 const LEN: usize = 700_000;

@@ -6,7 +6,7 @@ use zeroize::Zeroize;
 
 use crate::cache::BLOCK;
 use crate::error::Result;
-use crate::secret::SecretBytes;
+use crate::secret::{SecretBytes, scrub_registers};
 
 /// Buffers that wait for the next read, all zeros. As many as reads were ever in flight at once.
 #[derive(Debug, Default)]
@@ -27,6 +27,8 @@ impl Buffers {
         let lent = &mut buf.expose_mut()[..len];
         let result = use_it(lent);
         lent.zeroize();
+        // A copy from the cache went through them.
+        scrub_registers();
         buf.is_zero_again();
         self.list().push(buf);
         Ok(result)

@@ -23,6 +23,14 @@ pub(crate) fn needles(what: &str, secret: &[u8]) -> Vec<Needle> {
     found
 }
 
+/// A volume key of AES-256-XTS, and the schedules of both its halves in both directions.
+pub(crate) fn of_key(key: &[u8]) -> Vec<Needle> {
+    let schedules =
+        key.chunks(32).flat_map(|half| [aes::round_keys(half), aes::inverse_round_keys(half)].concat());
+    let rounds = schedules.flat_map(|round| needles("a round key", &round));
+    needles("the key", key).into_iter().chain(rounds).collect()
+}
+
 /// Where a needle was found.
 #[derive(Clone, Debug)]
 pub(crate) struct Hit {
@@ -78,14 +86,37 @@ pub(crate) fn mappings(process: &str) -> Vec<Mapping> {
     found
 }
 
+/// What is looked for, and which two first bytes are worth a closer look.
+struct Search<'a> {
+    needles: &'a [Needle],
+    first: Vec<bool>,
+}
+
+const PIECE: usize = 1 << 16;
+
+impl<'a> Search<'a> {
+    fn of(needles: &'a [Needle]) -> Self {
+        let mut first = vec![false; 1 << 16];
+        for needle in needles {
+            first[usize::from(u16::from_le_bytes([!needle.inverted[0], !needle.inverted[1]]))] = true;
+        }
+        Self { needles, first }
+    }
+
+    /// Where the needles are that begin in the first `PIECE` bytes.
+    fn hits<'b>(&'b self, bytes: &'b [u8]) -> impl Iterator<Item = (usize, &'a Needle)> + 'b {
+        let near = |window: &[u8]| self.first[usize::from(u16::from_le_bytes([window[0], window[1]]))];
+        let windows = bytes.windows(16).enumerate().take(PIECE);
+        windows.filter(move |(_, window)| near(window)).filter_map(|(i, window)| {
+            let is_here = |n: &&Needle| window.iter().zip(&n.inverted).all(|(w, n)| *w == !n);
+            self.needles.iter().find(is_here).map(|needle| (i, needle))
+        })
+    }
+}
+
 /// Looks everywhere where `process` can write.
 pub(crate) fn search(process: &str, needles: &[Needle]) -> Vec<Hit> {
-    const PIECE: usize = 1 << 16;
-    // Which two first bytes are worth a closer look.
-    let mut first = vec![false; 1 << 16];
-    for needle in needles {
-        first[usize::from(u16::from_le_bytes([!needle.inverted[0], !needle.inverted[1]]))] = true;
-    }
+    let search = Search::of(needles);
     let memory = File::open(format!("/proc/{process}/mem")).expect("the memory of the process");
     let mut buffer = vec![0; PIECE + 15];
     let own = buffer.as_ptr() as usize..buffer.as_ptr() as usize + buffer.len();
@@ -95,21 +126,37 @@ pub(crate) fn search(process: &str, needles: &[Needle]) -> Vec<Hit> {
         for at in (mapping.start..mapping.end).step_by(PIECE) {
             let want = (PIECE + 15).min(mapping.end - at);
             let Ok(read) = memory.read_at(&mut buffer[..want], at as u64) else { continue };
-            for (i, window) in buffer[..read].windows(16).enumerate() {
-                if !first[usize::from(u16::from_le_bytes([window[0], window[1]]))] || i >= PIECE {
-                    continue;
-                }
-                let is_here = |n: &&Needle| window.iter().zip(&n.inverted).all(|(w, n)| *w == !n);
-                if let Some(needle) = needles.iter().find(is_here)
-                    && !own.contains(&(at + i))
-                {
-                    hits.push(Hit { what: needle.what.clone(), at: at + i, mapping: mapping.clone() });
-                }
-            }
+            let found = search.hits(&buffer[..read]).filter(|(i, _)| !own.contains(&(at + i)));
+            hits.extend(found.map(|(i, n)| Hit {
+                what: n.what.clone(),
+                at: at + i,
+                mapping: mapping.clone(),
+            }));
             buffer.fill(0);
         }
     }
     hits
+}
+
+/// What a core file of the process holds, one for each place. `all`: also of what it keeps out of core files.
+pub(crate) fn search_core(process: &str, all: bool, needles: &[Needle]) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let core = folder.path().join("core");
+    let mut gcore = std::process::Command::new("gcore");
+    gcore.args(all.then_some("-a")).arg("-o").arg(&core).arg(process);
+    let made = gcore.output().expect("gcore, which is in the package gdb");
+    assert!(made.status.success(), "gcore: {}", String::from_utf8_lossy(&made.stderr));
+    let file = File::open(format!("{}.{process}", core.display())).expect("the core file");
+    let search = Search::of(needles);
+    let (mut buffer, mut at, mut found) = (vec![0; PIECE + 15], 0, Vec::new());
+    loop {
+        let read = file.read_at(&mut buffer, at).expect("the core file");
+        found.extend(search.hits(&buffer[..read]).map(|(_, needle)| needle.what.clone()));
+        if read < PIECE {
+            return found;
+        }
+        at += PIECE as u64;
+    }
 }
 
 /// One a line.
