@@ -3,47 +3,30 @@
 //! the block cache's plaintext). And what happens to copies that other crates make: [`WipingAllocator`], [`scrubbed`].
 //!
 //! Must never see: anything else of the crate but errors. No `Clone`, no `PartialEq`, no `Serialize`; `Debug` is redacted.
-//! One of the few modules with `unsafe`: the mapping itself, and the allocator.
+//! One of the few modules with `unsafe`: mappings, registers, and the allocator.
 
+mod pages;
 mod registers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt;
-use std::num::NonZeroUsize;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use crate::error::{Error, ErrorKind, Result};
 
+use pages::Pages;
+pub use pages::{all_locked, guard_foreign};
 pub use registers::scrub_registers;
-
-/// Cleared when a lock was refused (RLIMIT_MEMLOCK): `status` then says that secrets may reach swap.
-static ALL_LOCKED: AtomicBool = AtomicBool::new(true);
-
-/// False once the kernel refused to lock any secret memory of this process.
-#[must_use]
-pub fn all_locked() -> bool {
-    ALL_LOCKED.load(Ordering::Relaxed)
-}
 
 /// Bytes in pages of their own. Zero when made, wiped when dropped.
 pub struct SecretBytes {
-    // Invariant: a private anonymous mapping of `mapped` bytes, of which the first `len` are ours to hand out.
-    ptr: NonNull<u8>,
+    // None only once it is dropped.
+    pages: Option<Pages>,
     len: usize,
-    mapped: usize,
     // Somebody may have written here since it was last known to be all zeros.
     touched: bool,
 }
-
-// SAFETY: the mapping is owned by this value alone and reached only through `&self` / `&mut self`.
-unsafe impl Send for SecretBytes {}
-// SAFETY: as above; `&self` gives `&[u8]` only.
-unsafe impl Sync for SecretBytes {}
 
 impl SecretBytes {
     /// `len` zero bytes.
@@ -51,24 +34,7 @@ impl SecretBytes {
     /// # Errors
     /// No memory.
     pub fn zeroed(len: usize) -> Result<Self> {
-        let page = page_size();
-        let mapped = len
-            .max(1)
-            .checked_next_multiple_of(page)
-            .and_then(NonZeroUsize::new)
-            .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "secret memory: length overflows"))?;
-        // SAFETY: a fresh private anonymous mapping; no existing memory is touched.
-        let ptr = unsafe {
-            mmap_anonymous(None, mapped, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-        }
-        .map_err(|e| Error::io("map secret memory", e.into()))?;
-        // SAFETY: `ptr..ptr+mapped` is the mapping made above. Neither call changes its content.
-        unsafe {
-            lock_pages(ptr, mapped.get());
-            // Since Linux 3.4; where it fails, PR_SET_DUMPABLE and the core limit still hold.
-            let _ = madvise(ptr, mapped.get(), MmapAdvise::MADV_DONTDUMP);
-        }
-        Ok(Self { ptr: ptr.cast(), len, mapped: mapped.get(), touched: false })
+        Ok(Self { pages: Some(Pages::zeroed(len)?), len, touched: false })
     }
 
     /// Moves `bytes` here and wipes the source.
@@ -97,16 +63,14 @@ impl SecretBytes {
     /// The bytes. Do not copy them into memory that is not a secret's.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
-        // SAFETY: the mapping lives as long as `self`, `len <= mapped`, and was zero-initialised by the kernel.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+        &self.pages.as_ref().expect(ALIVE).bytes()[..self.len]
     }
 
     /// The bytes, to be filled in place.
     #[must_use]
     pub fn expose_mut(&mut self) -> &mut [u8] {
         self.touched = true;
-        // SAFETY: as in `expose`, and `&mut self` is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+        &mut self.pages.as_mut().expect(ALIVE).bytes_mut()[..self.len]
     }
 
     /// The owner has wiped every byte that was used: dropping it need not bring in the pages that never were, which for a
@@ -124,14 +88,14 @@ impl SecretBytes {
     }
 }
 
+const ALIVE: &str = "only a drop takes the pages";
+
 impl Drop for SecretBytes {
     fn drop(&mut self) {
         if self.touched {
             self.expose_mut().zeroize();
         }
-        // SAFETY: this is the mapping made in `zeroed`, and nobody can hold a reference into it any more.
-        let unmapped = unsafe { munmap(self.ptr.cast(), self.mapped) };
-        debug_assert!(unmapped.is_ok());
+        self.pages.take().into_iter().for_each(Pages::put_back);
     }
 }
 
@@ -280,39 +244,6 @@ pub fn harden_process() -> Result<()> {
     let failed = |e: nix::Error| Error::io("protect the process from core dumps", e.into());
     nix::sys::prctl::set_dumpable(false).map_err(failed)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).map_err(failed)
-}
-
-/// Best effort for key schedules that a C library allocates: their pages are locked and left out of dumps.
-/// The lock is never undone, because a neighbour on the page may need it.
-pub fn guard_foreign(ptr: NonNull<u8>, len: usize) {
-    let page = page_size();
-    let start = ptr.as_ptr() as usize / page * page;
-    let end = (ptr.as_ptr() as usize + len).next_multiple_of(page);
-    let Some(base) = NonNull::new(start as *mut std::ffi::c_void) else { return };
-    // SAFETY: both calls work on whole pages that hold the caller's live allocation and change no content.
-    unsafe {
-        lock_pages(base, end - start);
-        let _ = madvise(base, end - start, MmapAdvise::MADV_DONTDUMP);
-    }
-}
-
-/// Locks pages as they are first touched (MLOCK_ONFAULT), so that a large cache costs nothing until it is used.
-///
-/// # Safety
-/// `base..base + len` must be mapped.
-unsafe fn lock_pages(base: NonNull<std::ffi::c_void>, len: usize) {
-    // SAFETY: by the contract above; locking changes no content.
-    if unsafe { libc::mlock2(base.as_ptr(), len, libc::MLOCK_ONFAULT) } != 0 {
-        ALL_LOCKED.store(false, Ordering::Relaxed);
-    }
-}
-
-fn page_size() -> usize {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|n| usize::try_from(n).ok())
-        .unwrap_or(4096)
 }
 
 #[cfg(test)]
