@@ -74,6 +74,43 @@ fn a_dry_run_names_disks_mounts_and_who_uses_them_and_does_nothing() {
 }
 
 #[test]
+fn another_key_for_a_set_names_what_moves_and_what_cannot_and_a_dry_run_moves_nothing() {
+    let home = Home::ready();
+    home.create("idle.wd", "1M", &[]);
+    home.create("gone.wd", "1M", &[]);
+    home.create("up.wd", "1M", &[]);
+    fs::rename(home.path("gone.wd"), home.path("elsewhere.wd")).unwrap();
+    let mount = home.mount("up.wd", &[]);
+    home.wrapdisk(["key", "create", "second", "--size", "2048"]).ok();
+    let key = || home.json(["set", "show", "default"])["properties"]["activeKey"]["keyUrl"].clone();
+    let before = key();
+    let update = ["set", "update", "default", "--key", "second", "--grant", "--dry-run"];
+    let radius = home.json(update);
+    for name in ["idle.wd", "gone.wd", "up.wd"] {
+        assert!(paths(&radius).contains(&home.text(name).to_owned()), "{radius}");
+    }
+    assert_eq!(radius["mounts"][0]["pid"], mount.status()["pid"], "{radius}");
+    let said = home.wrapdisk(update).ok();
+    for line in [
+        &format!("{} is rewrapped with the new key", home.text("idle.wd")),
+        "gone.wd (not there now) stays under the key it has until it is found again",
+        "goes on meanwhile",
+        "set default makes disks under the new key",
+    ] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let policy = ["set", "update", "default", "--on-revoke", "freeze", "--dry-run"];
+    assert_eq!(home.wrapdisk(policy).ok(), "no disk is concerned");
+    assert_eq!((key(), mount.status()["guard"]["onRevoke"].as_str()), (before.clone(), Some("eio")));
+    home.wrapdisk(["set", "update", "default", "--key", "third", "--dry-run"]).fails(1);
+
+    // gone.wd is where it was left.
+    assert!(home.wrapdisk(&update[..6]).fails(1).contains("gone.wd"));
+    assert_ne!(key(), before);
+    mount.unmount();
+}
+
+#[test]
 fn a_version_that_wraps_nothing_is_needed_by_nothing() {
     let home = Home::ready();
     home.create("vm.wd", "1M", &[]);

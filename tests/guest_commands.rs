@@ -48,6 +48,18 @@ fn a_guest_is_added_listed_shown_by_status_and_removed() {
     assert_eq!(states(&mount.status()), ["running"]);
     assert!(home.wrapdisk(["status", "vm.wd"]).ok().contains(&format!("{} (running)", home.text("vm.qmp"))));
 
+    // Before its key is taken away, or another given, it is named.
+    for stop in ["key disable disk-kek", "revoke --set default"] {
+        let stop: Vec<_> = stop.split(' ').chain(["--dry-run"]).collect();
+        let mount = &home.json(stop.clone())["mounts"][0];
+        assert_eq!(
+            (&mount["guests"][0]["qmp"], &mount["guests"][0]["state"]),
+            (&one["qmp"], &"running".into())
+        );
+        let said = home.wrapdisk(stop).ok();
+        assert!(said.contains("vm.qmp (running)") && said.contains("its guests are shut down"), "{said}");
+    }
+
     qemu.monitor().quit().unwrap();
     qemu.ends();
     assert_eq!(states(&home.json(["guest", "list"])[0]), ["gone"]);

@@ -1,4 +1,5 @@
-//! The blast radius: which disks, mounts and sets stop when a key, one version of it, or an identity is taken away.
+//! The blast radius: which disks, mounts, guests and sets stop when a key, one version of it, or an identity is taken away;
+//! and which move when a set gets another key.
 //!
 //! Must never see: keys, headers. The registry and the control sockets say what there is; a container that this machine
 //! never saw is not counted.
@@ -12,13 +13,25 @@ use super::context::Context;
 use super::{output, prompt};
 use crate::control::{MountStatus, json_path};
 use crate::error::Result;
+use crate::guard::guests::GuestList;
 use crate::guard::processes::{self, Holder};
+use crate::revocation::OnRevoke;
 use crate::set::access::Access;
 use crate::set::{ContainerRecord, Set};
 
-/// What would stop.
-#[derive(Debug, Serialize)]
+/// What becomes of what is in the radius.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Effect {
+    #[default]
+    Stops,
+    Moves,
+}
+
+/// What would stop, or move.
+#[derive(Debug, Default, Serialize)]
 pub(super) struct BlastRadius {
+    #[serde(skip)]
+    effect: Effect,
     disks: Vec<Disk>,
     mounts: Vec<Mount>,
     /// They hold no data, but make no disks any more.
@@ -50,6 +63,11 @@ struct Mount {
     users: Vec<Holder>,
     /// Loop devices over the plaintext.
     loops: Vec<String>,
+    /// What reads and writes meet when the key is gone; `None`: nobody asks the vault for this mount.
+    on_revoke: Option<OnRevoke>,
+    /// Registered virtual machines, and processes of QEMU that are not.
+    #[serde(flatten)]
+    guests: GuestList,
 }
 
 /// The options of every command that stops disks.
@@ -104,9 +122,28 @@ impl BlastRadius {
         let mounts = mounts.iter().filter(|m| m.key.as_deref().is_some_and(&hit));
         let sets = access.sets.list()?.into_iter().filter(takes);
         Ok(Self {
+            effect: Effect::Stops,
             disks: disks.map(|c| Disk::new(c, &hit)).collect(),
-            mounts: mounts.map(Mount::new).collect(),
+            mounts: mounts.map(|m| Mount::new(context, m)).collect(),
             sets: sets.map(|set| set.name).collect(),
+        })
+    }
+
+    /// Of what is agreed on for the future only.
+    pub(super) fn of_the_future() -> Self {
+        Self { effect: Effect::Moves, ..Self::default() }
+    }
+
+    /// Of another key for a set.
+    pub(super) fn of_another_key(context: &Context, access: &Access, set: &Set) -> Result<Self> {
+        let disks = access.sets.containers(Some(set.id))?;
+        let mounts = context.mounts()?;
+        let theirs = mounts.iter().filter(|m| disks.iter().any(|disk| disk.uuid == m.uuid));
+        Ok(Self {
+            effect: Effect::Moves,
+            mounts: theirs.map(|m| Mount::new(context, m)).collect(),
+            disks: disks.iter().map(|c| Disk::new(c, |_| true)).collect(),
+            sets: vec![set.name.clone()],
         })
     }
 
@@ -120,8 +157,9 @@ impl BlastRadius {
         let set_of = |m: &MountStatus| Uuid::parse_str(m.set.as_deref()?.rsplit('/').next()?).ok();
         let guarded = mounts.iter().filter(|m| !m.unguarded && theirs(set_of(m)));
         Ok(Self {
+            effect: Effect::Stops,
             disks: disks.iter().filter(|c| theirs(c.set)).map(|c| Disk::new(c, |_| true)).collect(),
-            mounts: guarded.map(Mount::new).collect(),
+            mounts: guarded.map(|m| Mount::new(context, m)).collect(),
             sets: sets.iter().map(|set| set.name.clone()).collect(),
         })
     }
@@ -149,15 +187,21 @@ impl BlastRadius {
             return output::json(self);
         }
         if self.is_empty() {
-            return output::line("nothing needs it");
+            return output::line(match self.effect {
+                Effect::Stops => "nothing needs it",
+                Effect::Moves => "no disk is concerned",
+            });
         }
         self.lines().iter().try_for_each(|line| output::line(line))
     }
 
     fn lines(&self) -> Vec<String> {
-        let disks = self.disks.iter().map(Disk::line);
-        let mounts = self.mounts.iter().map(Mount::line);
-        let sets = self.sets.iter().map(|set| format!("set {set} makes no disks any more"));
+        let disks = self.disks.iter().map(|disk| disk.line(self.effect));
+        let mounts = self.mounts.iter().map(|mount| mount.line(self.effect));
+        let sets = self.sets.iter().map(|set| match self.effect {
+            Effect::Stops => format!("set {set} makes no disks any more"),
+            Effect::Moves => format!("set {set} makes disks under the new key"),
+        });
         disks.chain(mounts).chain(sets).collect()
     }
 }
@@ -173,10 +217,17 @@ impl Disk {
         }
     }
 
-    fn line(&self) -> String {
+    fn line(&self, effect: Effect) -> String {
         let what = if self.kind == "disk" { String::new() } else { format!("{} ", self.kind) };
         let missing = if self.missing { " (not there now)" } else { "" };
         let name = format!("{what}{}{missing}", self.path.display());
+        if effect == Effect::Moves {
+            return if self.missing {
+                format!("{name} stays under the key it has until it is found again (wrapdisk set scan)")
+            } else {
+                format!("{name} is rewrapped with the new key")
+            };
+        }
         match &self.still_opens_under[..] {
             [] => format!("{name} will not mount any more"),
             others => format!("{name} will open under {} only", others.join(", ")),
@@ -185,26 +236,39 @@ impl Disk {
 }
 
 impl Mount {
-    fn new(m: &MountStatus) -> Self {
+    fn new(context: &Context, m: &MountStatus) -> Self {
         Self {
             mountpoint: m.mountpoint.clone(),
             uuid: m.uuid.clone(),
             pid: m.pid,
             users: processes::holders(&m.file),
             loops: loops_over(&m.file),
+            on_revoke: m.guard.as_ref().map(|guard| guard.on_revoke),
+            // One that hangs must not keep the others from being shown.
+            guests: super::guest::of(context, m).unwrap_or_default(),
         }
     }
 
-    fn line(&self) -> String {
+    fn line(&self, effect: Effect) -> String {
         let users = self.users.iter().map(|user| format!("{} {}", user.name, user.pid));
-        let users: Vec<String> = users.chain(self.loops.iter().cloned()).collect();
+        let guests = self.guests.guests.iter().map(|g| format!("guest {} ({})", g.qmp.display(), g.state));
+        let users: Vec<String> = users.chain(self.loops.iter().cloned()).chain(guests).collect();
         let users =
             if users.is_empty() { String::new() } else { format!(", in use by {}", users.join(", ")) };
-        format!(
-            "{} (process {}{users}) stops: its reads and writes fail until the key is back",
-            self.mountpoint.display(),
-            self.pid
-        )
+        format!("{} (process {}{users}) {}", self.mountpoint.display(), self.pid, self.outcome(effect))
+    }
+
+    fn outcome(&self, effect: Effect) -> &'static str {
+        match (effect, self.on_revoke) {
+            (Effect::Moves, _) => "goes on meanwhile",
+            (Effect::Stops, Some(OnRevoke::Freeze)) => {
+                "stops: its reads and writes wait for the key, and fail when it stays away"
+            }
+            (Effect::Stops, Some(OnRevoke::Shutdown)) if !self.guests.guests.is_empty() => {
+                "stops: its guests are shut down, and its reads and writes fail until the key is back"
+            }
+            (Effect::Stops, _) => "stops: its reads and writes fail until the key is back",
+        }
     }
 }
 

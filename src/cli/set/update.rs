@@ -1,5 +1,6 @@
 //! `wrapdisk set update`: another key, another version, or following the latest.
 
+use super::super::blast::{BlastRadius, StopArgs};
 use super::super::context::{Context, now};
 use super::super::policy::SetPolicyArgs;
 use super::super::{output, usage};
@@ -19,6 +20,7 @@ Examples:
   wrapdisk set update prod --key disk-kek/1d9aba4cc88ea2e058a6cc04fa7ef82f
   wrapdisk set update prod --key-url https://demo.vault.azure.net/keys/disk-kek
   wrapdisk set update prod --enable-auto-key-rotation true    follow the latest version
+  wrapdisk set update prod --key disk-kek2 --dry-run          which disks, mounts and guests that concerns
   wrapdisk set update prod --on-revoke freeze --outage-grace 4h --recovery-mounts deny    for mounts from now on
 
 The set's disks, snapshots and images are rewrapped at once: unwrapped with the key they are under, wrapped with the
@@ -39,6 +41,9 @@ pub(in super::super) struct Update {
     policy: SetPolicyArgs,
 
     #[command(flatten)]
+    stop: StopArgs,
+
+    #[command(flatten)]
     output: output::OutputArgs,
 }
 
@@ -49,6 +54,9 @@ pub(super) fn run(context: &Context, args: &Update) -> Result<u8> {
             .hint("give --key, --key-url, --enable-auto-key-rotation, or what is to happen when the key is taken away"));
     }
     let access = context.existing()?;
+    if !agreed(context, &access, args)? {
+        return Ok(0);
+    }
     args.policy.apply(&access.sets, &access.sets.by_name(&args.name)?)?;
     let set = access.sets.by_name(&args.name)?;
     let report = match args.key.enable_auto_key_rotation {
@@ -63,6 +71,24 @@ pub(super) fn run(context: &Context, args: &Update) -> Result<u8> {
         rotate::tell(std::slice::from_ref(&report), args.output, true)?;
     }
     Ok(rotate::exit_code(&[report]))
+}
+
+/// Shows what another key concerns; what is said of the future concerns nothing that exists.
+fn agreed(context: &Context, access: &Access, args: &Update) -> Result<bool> {
+    let set = access.sets.by_name(&args.name)?;
+    let radius = if args.key.is_named() {
+        let choice = args.key.resolve(access)?;
+        let call = access.vault.admin(&format!("set update {}", set.name));
+        // A key elsewhere is looked at when it is proved.
+        if matches!(choice.place, Place::Local) {
+            key::look(access, &set.name, &choice.key, &call)?;
+        }
+        BlastRadius::of_another_key(context, access, &set)?
+    } else {
+        BlastRadius::of_the_future()
+    };
+    let question = format!("give {} another key", set.name);
+    args.stop.agreed(&radius, &question, args.output.json())
 }
 
 fn follow_or_stay(context: &Context, access: &Access, set: &Set, auto: bool) -> Result<Report> {
