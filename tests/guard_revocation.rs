@@ -7,9 +7,13 @@ mod support;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::{Home, Mount, eventually, noise};
 
 /// The embedded vault is looked at every second; twice the default interval is promised.
@@ -142,6 +146,30 @@ fn frozen_requests_wait_for_the_key_while_the_rest_is_answered() {
     file.read_exact_at(&mut written, 1 << 20).unwrap();
     assert!(written == late);
     drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn whoever_waits_for_the_key_can_be_killed() {
+    let home = Home::ready();
+    home.create("vm.wd", "1M", &[]);
+    let mount = home.mount("vm.wd", &["--on-revoke", "freeze", "--freeze-max", "1h"]);
+    home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
+    eventually("the fence", || (mount.status()["state"] == "revoked").then_some(()));
+    let waiting = |count: usize| (mount.status()["guard"]["waiting"] == count).then_some(());
+    let late = open(&mount);
+    let other = apart(move || read(&late, 10));
+    eventually("one waits who stays", || waiting(1));
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut reader = Command::new("cat").arg(&mount.file).stdout(Stdio::null()).spawn().unwrap();
+        eventually("he waits", || waiting(2));
+        kill(Pid::from_raw(reader.id().try_into().unwrap()), signal).unwrap();
+        let status = eventually("he ends", || reader.try_wait().unwrap());
+        assert_eq!(status.signal(), Some(signal as i32));
+        eventually("his request is gone", || waiting(1));
+    }
+    home.wrapdisk(["key", "enable", "disk-kek"]).ok();
+    other.recv_timeout(Duration::from_secs(60)).expect("the other goes on").unwrap();
     mount.unmount();
 }
 

@@ -1,7 +1,7 @@
 //! What the FUSE adapter serves: the one seam between a presented file and whatever holds its bytes. The product's is
 //! [`PlainDisk`]; the bench's ceiling is a bare file (`examples/nullfuse.rs`) behind the same adapter.
 
-use super::{Job, PlainDisk, Verdict};
+use super::{Asker, Job, PlainDisk, Verdict};
 use crate::error::Result;
 use crate::units::{ByteLen, ByteOffset};
 
@@ -40,7 +40,7 @@ pub trait Image: Send + Sync + 'static {
     /// `Io`.
     fn allocated(&self) -> Result<ByteLen>;
     /// What becomes of a request that failed with `Revoked`: `job` is told, now or later.
-    fn park(&self, _bytes: usize, job: Job) {
+    fn park(&self, _asker: Asker, _bytes: usize, job: Job) {
         job(Verdict::Refuse);
     }
 }
@@ -79,7 +79,7 @@ impl Image for PlainDisk {
     fn allocated(&self) -> Result<ByteLen> {
         self.allocated()
     }
-    fn park(&self, bytes: usize, job: Job) {
-        self.park(bytes, job);
+    fn park(&self, asker: Asker, bytes: usize, job: Job) {
+        self.park(asker, bytes, job);
     }
 }

@@ -22,7 +22,7 @@ mod image;
 mod park;
 
 pub use image::Image;
-pub use park::{Kept, Verdict};
+pub use park::{Asker, Kept, Verdict};
 
 /// A request that can be done again.
 pub type Job = Box<dyn FnOnce(Verdict) + Send>;
@@ -368,8 +368,8 @@ impl PlainDisk {
 
     /// For a request that the gate has refused: sets it aside if requests are to wait (`bytes` is what it keeps in memory), or
     /// says at once what becomes of it.
-    pub fn park(&self, bytes: usize, job: Job) {
-        self.parking.park(bytes, job, self.volume.gate().is_open());
+    pub fn park(&self, asker: Asker, bytes: usize, job: Job) {
+        self.parking.park(asker, bytes, job, self.volume.gate().is_open());
     }
 
     /// Requests that wait for the key.

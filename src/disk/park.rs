@@ -5,7 +5,10 @@
 //! 1. A request that was set aside is done again or refused, within the time that was said when the waiting began, whatever
 //!    becomes of whoever guards the key.
 //! 2. What is set aside is bounded; who comes then is refused at once.
+//! 3. Whoever is killed while he waits is let go soon: fuser 0.18 answers the kernel's INTERRUPT with ENOSYS, whereupon the
+//!    kernel sends no other, so we look ourselves.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,15 +47,52 @@ impl Kept {
     }
 }
 
+/// The thread that waits for an answer, as the kernel names it in a request; 0: there is none, or it is in another pid
+/// namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Asker(pub u32);
+
+/// `PF_EXITING` of the kernel's sched.h, in the flags of proc_pid_stat(5).
+const EXITING: u64 = 0x4;
+
+impl Asker {
+    /// Is it about to end, and only waits for us? A fatal signal of any kind makes the kernel send SIGKILL to each thread.
+    fn is_dying(self) -> bool {
+        if self.0 == 0 {
+            return false;
+        }
+        match std::fs::read_to_string(format!("/proc/{}/stat", self.0)) {
+            Ok(stat) => is_ending(&stat),
+            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
+/// Fields 9 (flags) and 31 (pending signals) of proc_pid_stat(5), which begin with the third behind the name.
+fn is_ending(stat: &str) -> bool {
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let number = |n: usize| fields.get(n - 3).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    number(9) & EXITING != 0 || number(31) & (1 << (libc::SIGKILL - 1)) != 0
+}
+
 /// Most that is set aside: requests, and bytes that are to be written.
 const MAX_JOBS: usize = 4096;
 const MAX_BYTES: usize = 32 << 20;
+
+/// How often it is looked who was killed.
+const ROUND: Duration = Duration::from_millis(250);
+
+struct Parked {
+    asker: Asker,
+    bytes: usize,
+    job: Job,
+}
 
 #[derive(Default)]
 struct Lot {
     /// Until when requests are taken in; `None`: they are refused.
     until: Option<Instant>,
-    jobs: Vec<Job>,
+    jobs: Vec<Parked>,
     bytes: usize,
     /// The last waiting ended with the key: who was on his way here meanwhile need not have been refused.
     thawed: bool,
@@ -105,8 +145,23 @@ impl Parking {
                 drop(lot);
                 return self.end().into_iter().for_each(|job| job(Verdict::Refuse));
             }
-            lot = self.0.1.wait_timeout(lot, left).unwrap_or_else(PoisonError::into_inner).0;
+            lot = self.0.1.wait_timeout(lot, left.min(ROUND)).unwrap_or_else(PoisonError::into_inner).0;
+            let askers: BTreeSet<Asker> = lot.jobs.iter().map(|parked| parked.asker).collect();
+            drop(lot);
+            let dying: BTreeSet<Asker> = askers.into_iter().filter(|asker| asker.is_dying()).collect();
+            self.take(&dying).into_iter().for_each(|parked| (parked.job)(Verdict::Refuse));
+            lot = self.lot();
         }
+    }
+
+    /// What these wait for.
+    fn take(&self, askers: &BTreeSet<Asker>) -> Vec<Parked> {
+        let mut lot = self.lot();
+        let (theirs, others) =
+            std::mem::take(&mut lot.jobs).into_iter().partition(|parked| askers.contains(&parked.asker));
+        lot.jobs = others;
+        lot.bytes = lot.jobs.iter().map(|parked| parked.bytes).sum();
+        theirs
     }
 
     /// Takes everything out and takes nothing in any more.
@@ -115,7 +170,7 @@ impl Parking {
         lot.until = None;
         lot.bytes = 0;
         self.0.1.notify_all();
-        std::mem::take(&mut lot.jobs)
+        std::mem::take(&mut lot.jobs).into_iter().map(|parked| parked.job).collect()
     }
 
     /// The key is back: what waits is done again, on a thread of its own.
@@ -134,16 +189,36 @@ impl Parking {
     }
 
     /// Sets a request of `bytes` aside, or says what becomes of it while the gate is `open` or not.
-    pub(super) fn park(&self, bytes: usize, job: Job, open: bool) {
+    pub(super) fn park(&self, asker: Asker, bytes: usize, job: Job, open: bool) {
         let mut lot = self.lot();
         let taking = lot.until.is_some_and(|until| Instant::now() < until);
         if taking && lot.jobs.len() < MAX_JOBS && lot.bytes.saturating_add(bytes) <= MAX_BYTES {
             lot.bytes += bytes;
-            lot.jobs.push(job);
+            lot.jobs.push(Parked { asker, bytes, job });
             return;
         }
         let verdict = if lot.thawed && open { Verdict::Retry } else { Verdict::Refuse };
         drop(lot);
         job(verdict);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_gone_is_dying_and_this_one_is_not() {
+        assert!(!Asker(std::process::id()).is_dying());
+        assert!(!Asker(0).is_dying());
+        assert!(Asker(u32::MAX).is_dying());
+        // A name may hold anything.
+        let stat = |flags: u64, pending: u64| {
+            format!("7 (a) 1 4 (b) D 1 1 1 0 -1 {flags} {} {pending} 0", "0 ".repeat(21))
+        };
+        assert!(
+            !is_ending(&stat(0, 0)) && is_ending(&stat(0x40_0004, 0)) && is_ending(&stat(0x40_0000, 256))
+        );
+        assert!(!is_ending(""));
     }
 }

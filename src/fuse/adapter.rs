@@ -13,7 +13,7 @@ use fuser::{
 
 use super::look::{FILE_NAME, Look, Presented};
 use super::served::Served;
-use crate::disk::Image;
+use crate::disk::{Asker, Image};
 use crate::error::{Error, ErrorKind};
 use crate::units::{ByteLen, ByteOffset};
 
@@ -142,7 +142,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -155,12 +155,12 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
             Ok(range) => range,
             Err(errno) => return reply.error(errno),
         };
-        self.served.read(offset, len, reply);
+        self.served.read(Asker(req.pid()), offset, len, reply);
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -173,7 +173,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         let Some(offset) = ByteOffset::new(offset) else { return reply.error(Errno::EINVAL) };
         // No fsync follows a direct write: the kernel leaves O_SYNC (which includes O_DSYNC) and RWF_DSYNC to us.
         let durable = flags.0 & libc::O_DSYNC != 0;
-        self.served.write(offset, data, durable, reply);
+        self.served.write(Asker(req.pid()), offset, data, durable, reply);
     }
 
     fn flush(
@@ -223,7 +223,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -240,12 +240,12 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         if kind != libc::FALLOC_FL_PUNCH_HOLE && kind != libc::FALLOC_FL_ZERO_RANGE {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        self.served.zero(offset, len, mode, reply);
+        self.served.zero(Asker(req.pid()), offset, len, mode, reply);
     }
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         _fh: FileHandle,
         offset: i64,
@@ -256,7 +256,7 @@ impl<I: Image> fuser::Filesystem for Adapter<I> {
         let Some(from) = from.filter(|from| from.get() < self.served.image.len().get()) else {
             return reply.error(Errno::ENXIO);
         };
-        self.served.seek(from, whence, reply);
+        self.served.seek(Asker(req.pid()), from, whence, reply);
     }
 
     // The folder holds one file and always will. Each of these says EPERM, as their pages in section 2 of the manual do of a

@@ -1,8 +1,7 @@
 //! The requests that need the key: each is done, or refused, or done again when the key is back (`--on-revoke freeze`).
 //!
-//! What waits is the request with its reply, never the thread: fuser 0.18 answers the kernel's INTERRUPT with ENOSYS, whereupon
-//! the kernel sends no other, so a process whose request waits cannot be killed until it is answered. Unmounting by force
-//! (`umount -f`) ends the waiting.
+//! What waits is the request with its reply, never the thread. Unmounting by force (`umount -f`) ends the waiting, and so does
+//! a signal that ends whoever asked.
 
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use fuser::{Errno, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite};
 
 use super::adapter::errno;
 use super::look::Look;
-use crate::disk::{Image, Kept, Verdict};
+use crate::disk::{Asker, Image, Kept, Verdict};
 use crate::error::{Error, ErrorKind};
 use crate::units::{ByteLen, ByteOffset, Extent};
 
@@ -24,11 +23,11 @@ fn is_revoked(e: &Error) -> bool {
 }
 
 impl<I: Image> Served<I> {
-    fn park(&self, bytes: usize, job: impl FnOnce(Verdict) + Send + 'static) {
-        self.image.park(bytes, Box::new(job));
+    fn park(&self, asker: Asker, bytes: usize, job: impl FnOnce(Verdict) + Send + 'static) {
+        self.image.park(asker, bytes, Box::new(job));
     }
 
-    pub(super) fn read(self: &Arc<Self>, offset: ByteOffset, len: ByteLen, reply: ReplyData) {
+    pub(super) fn read(self: &Arc<Self>, asker: Asker, offset: ByteOffset, len: ByteLen, reply: ReplyData) {
         let mut reply = Some(reply);
         let done = self.image.read(offset, len, &mut |bytes| {
             if let Some(reply) = reply.take() {
@@ -40,13 +39,20 @@ impl<I: Image> Served<I> {
             return reply.error(errno(&e));
         }
         let served = Arc::clone(self);
-        self.park(0, move |verdict| match verdict {
-            Verdict::Retry => served.read(offset, len, reply),
+        self.park(asker, 0, move |verdict| match verdict {
+            Verdict::Retry => served.read(asker, offset, len, reply),
             Verdict::Refuse => reply.error(errno(&e)),
         });
     }
 
-    pub(super) fn write(self: &Arc<Self>, offset: ByteOffset, data: &[u8], durable: bool, reply: ReplyWrite) {
+    pub(super) fn write(
+        self: &Arc<Self>,
+        asker: Asker,
+        offset: ByteOffset,
+        data: &[u8],
+        durable: bool,
+        reply: ReplyWrite,
+    ) {
         let Ok(len) = u32::try_from(data.len()) else { return reply.error(Errno::EINVAL) };
         let written = self.image.write(offset, data);
         let e = match written.and_then(|()| if durable { self.image.sync() } else { Ok(()) }) {
@@ -61,13 +67,20 @@ impl<I: Image> Served<I> {
         }
         let Ok(kept) = Kept::copy_of(data) else { return reply.error(errno(&e)) };
         let served = Arc::clone(self);
-        self.park(data.len(), move |verdict| match verdict {
-            Verdict::Retry => served.write(offset, kept.bytes(), durable, reply),
+        self.park(asker, data.len(), move |verdict| match verdict {
+            Verdict::Retry => served.write(asker, offset, kept.bytes(), durable, reply),
             Verdict::Refuse => reply.error(errno(&e)),
         });
     }
 
-    pub(super) fn zero(self: &Arc<Self>, offset: ByteOffset, len: ByteLen, mode: i32, reply: ReplyEmpty) {
+    pub(super) fn zero(
+        self: &Arc<Self>,
+        asker: Asker,
+        offset: ByteOffset,
+        len: ByteLen,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         match self.zero_on_disk(offset, len, mode) {
             Ok(()) => {
                 self.look.touch();
@@ -75,8 +88,8 @@ impl<I: Image> Served<I> {
             }
             Err(e) if is_revoked(&e) => {
                 let served = Arc::clone(self);
-                self.park(0, move |verdict| match verdict {
-                    Verdict::Retry => served.zero(offset, len, mode, reply),
+                self.park(asker, 0, move |verdict| match verdict {
+                    Verdict::Retry => served.zero(asker, offset, len, mode, reply),
                     Verdict::Refuse => reply.error(errno(&e)),
                 });
             }
@@ -101,7 +114,7 @@ impl<I: Image> Served<I> {
         }
     }
 
-    pub(super) fn seek(self: &Arc<Self>, from: ByteOffset, whence: i32, reply: ReplyLseek) {
+    pub(super) fn seek(self: &Arc<Self>, asker: Asker, from: ByteOffset, whence: i32, reply: ReplyLseek) {
         let found = match whence {
             libc::SEEK_DATA => self.image.seek_data(from),
             libc::SEEK_HOLE => self.image.seek_hole(from).map(Some),
@@ -115,8 +128,8 @@ impl<I: Image> Served<I> {
             Ok(None) => reply.error(Errno::ENXIO),
             Err(e) if is_revoked(&e) => {
                 let served = Arc::clone(self);
-                self.park(0, move |verdict| match verdict {
-                    Verdict::Retry => served.seek(from, whence, reply),
+                self.park(asker, 0, move |verdict| match verdict {
+                    Verdict::Retry => served.seek(asker, from, whence, reply),
                     Verdict::Refuse => reply.error(errno(&e)),
                 });
             }
