@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memory_support::{Needle, needles, of_key, search_core};
+use serde_json::Value;
 use serve_support::Served;
 use support::{Home, Mount, noise};
 use wrapdisk::envelope::KeyRef;
@@ -160,6 +161,13 @@ fn through_vault_serve_io_ends_within_twice_the_probe_interval() {
     let interval = Duration::from_secs(interval);
     assert!(stops[stops.len() / 2] <= interval, "the median: {stops:?}");
     assert!(stops[stops.len() - 1] <= interval * 2, "the maximum: {stops:?}");
+
+    // The rehearsal measures the same.
+    let report = user.json(["drill", "revoke", "prod", "--yes"]);
+    println!("{report:#}");
+    assert_eq!((&report["kept"], &report["mounts"][1]), (&true.into(), &Value::Null));
+    let stop = report["mounts"][0]["stopSeconds"].as_f64().unwrap();
+    assert!(stop <= (interval * 2).as_secs_f64(), "{report}");
     mount.unmount();
 }
 

@@ -1,14 +1,18 @@
 //! Does a rotation reach mounted disks through their own daemons, without a remount, while files move; does the program say
 //! by its exit code what was left; and can a disk be given another set in every way there is, and not in any other?
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::print_stdout, reason = "figures")]
 
 mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
-use support::{Home, Mount, eventually};
+use support::{Home, Mount, eventually, noise};
 
 fn active(home: &Home, set: &str) -> String {
     home.json(["set", "show", set])["properties"]["activeKey"]["keyUrl"].as_str().unwrap().to_owned()
@@ -40,6 +44,35 @@ fn wait_for(mount: &Mount<'_>, kid: &str) {
 
 fn resources(home: &Home, set: &str) -> Vec<Value> {
     home.json(["set", "list-associated-resources", set]).as_array().unwrap().clone()
+}
+
+#[test]
+fn a_daemon_killed_while_it_rewraps_its_disk_leaves_one_that_mounts_and_is_finished_later() {
+    let home = home();
+    home.create("vm.wd", "4M", &[]);
+    let content = noise(5, 100_000);
+    let mut halfway = 0;
+    // A rewrap takes some 20 ms; it begins when the key has been rotated.
+    for delay in (0..40).step_by(4) {
+        let mount = home.mount("vm.wd", &[]);
+        let file = fs::File::options().read(true).write(true).open(&mount.file).unwrap();
+        file.write_all_at(&content, 5000).unwrap();
+        file.sync_all().unwrap();
+        home.wrapdisk(["key", "rotate", "disk-kek"]).ok();
+        std::thread::sleep(Duration::from_millis(delay));
+        kill(Pid::from_raw(mount.pid), Signal::SIGKILL).unwrap();
+        mount.wait_for_end();
+        drop((file, mount));
+        halfway += usize::from(kids(&home, "vm.wd") != [active(&home, "default")]);
+    }
+    println!("{halfway} of 10 were killed before the end");
+    let mount = home.mount("vm.wd", &[]);
+    let mut found = vec![0; content.len()];
+    fs::File::open(&mount.file).unwrap().read_exact_at(&mut found, 5000).unwrap();
+    assert!(found == content, "what was synced is there");
+    home.wrapdisk(["set", "rotate", "default"]).ok();
+    assert_eq!(kids(&home, "vm.wd"), [active(&home, "default")]);
+    mount.unmount();
 }
 
 #[test]
