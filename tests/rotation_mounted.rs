@@ -1,12 +1,14 @@
 //! Does a rotation reach mounted disks through their own daemons, without a remount, while files move; does the program say
-//! by its exit code what was left; and can a disk be given another set in every way there is, and not in any other?
+//! by its exit code what was left; and can a disk be given another set in every way there is, and not in any other? And is
+//! nothing missed that begins meanwhile?
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(clippy::print_stdout, reason = "figures")]
 
 mod support;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -73,6 +75,30 @@ fn a_daemon_killed_while_it_rewraps_its_disk_leaves_one_that_mounts_and_is_finis
     home.wrapdisk(["set", "rotate", "default"]).ok();
     assert_eq!(kids(&home, "vm.wd"), [active(&home, "default")]);
     mount.unmount();
+}
+
+#[test]
+fn a_disk_that_is_being_made_while_its_set_gets_another_key_ends_up_under_that() {
+    let home = home();
+    home.wrapdisk(["key", "create", "second", "--size", "2048"]).ok();
+    // Every sector is written, and its key is wrapped before.
+    let create = ["create", "late.wd", "--size", "512M", "--full"];
+    let mut making = home.command(create).stderr(Stdio::null()).spawn().unwrap();
+    let pid = Pid::from_raw(making.id().try_into().unwrap());
+    // It has no name yet.
+    let open = format!("/proc/{pid}/fd");
+    let grows = |fd: fs::DirEntry| fs::metadata(fd.path()).is_ok_and(|m| m.is_file() && m.blocks() > 1 << 16);
+    eventually("it is written", || fs::read_dir(&open).unwrap().flatten().any(grows).then_some(()));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    assert!(!home.path("late.wd").exists(), "it was made before the key is changed: a larger one is needed");
+    home.wrapdisk(["set", "update", "default", "--key", "second", "--grant"]).ok();
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert!(making.wait().unwrap().success());
+    assert_eq!(kids(&home, "late.wd"), [active(&home, "default")]);
+    assert!(active(&home, "default").contains("/keys/second/"));
+    // The old one is not needed.
+    home.wrapdisk(["key", "disable", "disk-kek", "--yes"]).ok();
+    home.mount("late.wd", &[]).unmount();
 }
 
 #[test]

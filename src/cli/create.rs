@@ -7,9 +7,13 @@ use super::context::{self, Context};
 use super::pending::Target;
 use super::{output, prompt, size, unlock};
 use crate::control::json_path;
+use crate::envelope::Kid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::luks2::{Header, Holes, Kind, NewHeader, keyslot};
 use crate::secret::SecretBytes;
+use crate::set::Set;
+use crate::set::access::Access;
+use crate::set::rewrap::{self, Order, Source};
 use crate::store::{BackingStore, FileStore, LatchedStore};
 use crate::units::{ByteLen, ByteOffset};
 use crate::xts::VolumeKey;
@@ -157,14 +161,45 @@ pub(super) fn create(
     pending.keep(store.inner())?;
     let path = context::absolute(disk)?;
     access.record(&header, &path, context::now())?;
+    let active = follow(&access, &set, &key, &header, store.inner(), &path)?;
     Ok(Made {
         disk: path,
         uuid: header.uuid().to_owned(),
         size: size.get(),
         set: set.name,
-        key: set.active.to_string(),
+        key: active.to_string(),
         recovery_keyslot: recovery.is_some(),
     })
+}
+
+/// The set may have been given another key while its disk was made, and whoever rewraps the disks of a set knew nothing of
+/// this one. He does from now on, since it is on record. The key that it is under.
+fn follow(
+    access: &Access,
+    began: &Set,
+    key: &VolumeKey,
+    header: &Header,
+    store: &FileStore,
+    path: &Path,
+) -> Result<Kid> {
+    let Some(set) = access.sets.by_id(began.id)?.filter(|set| set.active != began.active) else {
+        return Ok(began.active.clone());
+    };
+    let reason = format!("create {}: the set's key changed meanwhile", path.display());
+    let order = Order { set: &set, source: Source::Known(key), sole: false, reason: &reason };
+    match rewrap::rewrap(access, order, header, store) {
+        Ok(header) => {
+            access.record_rewrap(&header, path, context::now())?;
+            Ok(set.active)
+        }
+        Err(refused) => {
+            log::warn!(
+                "{}",
+                refused.error.at(path).hint("wrapdisk set rotate brings it under the set's key").chain()
+            );
+            Ok(began.active.clone())
+        }
+    }
 }
 
 /// EFBIG is `NoSpace` as well, and what helps is the same.
