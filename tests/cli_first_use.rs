@@ -106,6 +106,22 @@ fn a_command_that_only_looks_makes_nothing() {
     assert_eq!(names(home.root()), [""; 0]);
 }
 
+#[test]
+fn who_has_a_vault_of_his_own_gets_the_default_set_only_when_he_uses_it() {
+    let home = Home::new();
+    home.wrapdisk(["vault", "init", "mine"]).ok();
+    assert_eq!(home.wrapdisk(["key", "create", "kek", "--size", "2048"]).err, "");
+    let refused =
+        home.wrapdisk(["set", "create", "prod", "--key", "kek", "--grant", "--shutdown-window", "31s"]);
+    assert!(refused.fails(1).contains("allowed"));
+    assert_eq!(home.json(["set", "list"]), serde_json::json!([]), "nothing is left of it");
+    assert_eq!(home.wrapdisk(["set", "create", "prod", "--key", "kek", "--grant"]).err, "");
+    home.create("vm.wd", "1M", &["--set", "prod"]);
+    assert_eq!(home.json(["set", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(home.json(["key", "list"]).as_array().unwrap().len(), 1);
+    assert!(home.wrapdisk(["create", "other.wd", "--size", "1M"]).err.contains("the set \"default\""));
+}
+
 fn start(home: &Home, disk: &str) -> Child {
     let mut command = home.command(["create", disk, "--size", "1M"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

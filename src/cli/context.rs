@@ -43,8 +43,13 @@ impl Context {
         })
     }
 
-    /// The vault and the sets, made on first use; what was made is told once.
+    /// The vault and the sets; on a machine that has none, made with the default set.
     pub(super) fn access(&self) -> Result<Access> {
+        if LocalVault::exists(&self.dirs.state) { self.existing() } else { self.with_default_set() }
+    }
+
+    /// The vault and the sets with the default set, made where they are missing; what was made is told once.
+    pub(super) fn with_default_set(&self) -> Result<Access> {
         let (access, made) = first_use::ensure_with(&self.dirs, || self.unlock()).map_err(vault_trouble)?;
         if let Some(made) = made {
             announce(&made);

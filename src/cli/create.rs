@@ -13,6 +13,7 @@ use crate::luks2::{Header, Holes, Kind, NewHeader, keyslot};
 use crate::secret::SecretBytes;
 use crate::set::Set;
 use crate::set::access::Access;
+use crate::set::first_use::DEFAULT_SET;
 use crate::set::rewrap::{self, Order, Source};
 use crate::store::{BackingStore, FileStore, LatchedStore};
 use crate::units::{ByteLen, ByteOffset};
@@ -125,8 +126,9 @@ pub(super) fn create(
     // What can be refused without asking or making anything comes first.
     let (store, pending) = Target::choose(context, disk, force)?.open()?;
     let recovery = recovery_passphrase(options)?;
-    let access = context.access()?;
-    let set = access.sets.by_name(options.set.as_deref().unwrap_or(crate::set::first_use::DEFAULT_SET))?;
+    let name = options.set.as_deref().unwrap_or(DEFAULT_SET);
+    let access = if name == DEFAULT_SET { context.with_default_set()? } else { context.access()? };
+    let set = access.sets.by_name(name)?;
 
     let device = store.is_block_device();
     let full = options.full || device;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::revocation::{Grace, OnRevoke, PolicyChange, parse_duration};
+use crate::revocation::{Grace, OnRevoke, Policy, PolicyChange, parse_duration};
 use crate::set::{Set, SetStore};
 
 /// Each overrides what the set has, or the default.
@@ -85,6 +85,11 @@ impl SetPolicyArgs {
     /// Whether anything was given.
     pub(super) fn any(&self) -> bool {
         self.change() != PolicyChange::default()
+    }
+
+    /// Before a set is made for it.
+    pub(super) fn check(&self) -> Result<()> {
+        Policy::default().with(&self.change()).map(drop)
     }
 
     /// Changes the set's policy, for mounts from now on.

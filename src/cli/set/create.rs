@@ -48,6 +48,7 @@ pub(super) fn run(context: &Context, args: &Create) -> Result<()> {
     if let Some(text) = &args.encryption_type {
         text.parse::<EncryptionType>()?;
     }
+    args.policy.check()?;
     let access = context.access()?;
     let choice = args.key.resolve(&access)?;
     let (set, asked_as) = match &choice.place {
