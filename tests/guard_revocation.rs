@@ -85,7 +85,11 @@ fn io_ends_whichever_way_the_key_is_taken_and_goes_on_when_it_is_back() {
         assert!(given.elapsed() < SOON);
         assert_eq!(mount.status()["state"], "ready");
     }
-    let log = std::fs::read_to_string(home.path("home/run/mount.log")).unwrap_or_default();
+    let log = eventually("every event in the log", || {
+        let log = std::fs::read_to_string(home.path("home/run/mount.log")).unwrap();
+        (log.matches(": resumed, I/O goes on").count() == ways.len()).then_some(log)
+    });
+    assert_eq!(log.matches(": REVOKED, I/O has ended").count(), ways.len(), "{log}");
     assert!(!log.contains("panicked"), "{log}");
     drop(file);
     mount.unmount();

@@ -103,11 +103,11 @@ impl Responses {
         }
     }
 
-    /// An event of the guard's, which has it in the log already: the journal, hooks, people.
+    /// An event of the guard's: the journal and the log, hooks, people.
     fn report(&self, event: &GuardEvent) {
         let entry = catalog::of(&event.kind);
         let reason = reason(event);
-        self.journal(
+        self.record(
             entry,
             &event.to_string(),
             &[("WRAPDISK_KID", &event.kid), ("WRAPDISK_REASON", &reason), ("WRAPDISK_WHY", why(&event.kind))],
