@@ -106,19 +106,23 @@ fn the_vault_serves_inside_its_sandbox_from_the_moment_it_is_active() {
 fn a_sealed_vault_opens_with_the_credential_that_its_unit_is_given() {
     let machine = Machine::boot();
     make_vault(&machine);
+    make_disk(&machine);
     machine.write("/etc/wrapdisk/vault.passphrase", "correct horse battery\n");
     machine
         .sh("wrapdisk vault seal --method passphrase --new-passphrase-file /etc/wrapdisk/vault.passphrase")
         .ok();
-    for unit in [VAULT, ROTATE] {
+    for unit in [VAULT, ROTATE, MOUNT] {
         // Nobody is there to be asked.
         has_given_up(&machine, unit, "3");
         // The line is in the unit, commented out.
-        let text = std::fs::read_to_string(machine.path("/usr/local/lib/systemd/system").join(unit)).unwrap();
+        let installed = machine.path("/usr/local/lib/systemd/system").join(unit.replace("@vm", "@"));
+        let text = std::fs::read_to_string(installed).unwrap();
         let line = text.lines().find(|line| line.starts_with("#LoadCredential=")).unwrap();
         machine.add(unit, &format!("[Service]\n{}\n", &line[1..]));
         machine.systemctl("start", unit).ok();
     }
+    assert!(machine.path("/mnt/vm/disk.img").exists());
+    stops_cleanly(&machine, MOUNT);
     serves(&machine);
     stops_cleanly(&machine, VAULT);
 
@@ -189,6 +193,17 @@ fn a_mount_is_there_when_its_unit_is_active_and_gone_when_it_is_stopped() {
     let mut found = vec![0; content.len()];
     open().read_exact_at(&mut found, 4096).unwrap();
     assert!(found == content, "what was written is there");
+
+    // Its process dies, and leaves a mount that answers nothing: the next one takes its place.
+    machine.add(MOUNT, "[Service]\nRestartSec=200ms\n");
+    machine.run(["systemctl", "kill", "--signal=KILL", MOUNT]).ok();
+    eventually("another process", || {
+        let again = machine.show(MOUNT, "NRestarts") == "1" && machine.outcome(MOUNT)[0] == "active";
+        again.then_some(())
+    });
+    found.fill(0);
+    open().read_exact_at(&mut found, 4096).unwrap();
+    assert!(found == content);
 
     // What its guard says is in the journal once: not by its standard error as well.
     machine.sh("wrapdisk key disable disk-kek --yes").ok();
