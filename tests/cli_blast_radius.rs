@@ -5,6 +5,8 @@
 mod support;
 
 use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::{Home, run};
@@ -108,6 +110,41 @@ fn another_key_for_a_set_names_what_moves_and_what_cannot_and_a_dry_run_moves_no
     assert!(home.wrapdisk(&update[..6]).fails(1).contains("gone.wd"));
     assert_ne!(key(), before);
     mount.unmount();
+}
+
+/// What a command says on a terminal, where this is typed, and its exit code.
+fn on_a_terminal(home: &Home, command: &[String], typed: &str) -> (String, Option<i32>) {
+    let line = format!("{} {}", support::WRAPDISK, command.join(" "));
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]).current_dir(home.root());
+    script.env("WRAPDISK_HOME", home.path("home")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut script = script.spawn().unwrap();
+    script.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    let done = script.wait_with_output().unwrap();
+    (String::from_utf8_lossy(&done.stdout).into_owned(), done.status.code())
+}
+
+#[test]
+fn on_a_terminal_it_is_asked_and_anything_but_yes_does_nothing() {
+    let home = Home::ready();
+    home.create("vm.wd", "1M", &[]);
+    home.wrapdisk(["key", "create", "second", "--size", "2048"]).ok();
+    let update = "set update default --key second --grant".split(' ').map(str::to_owned).collect();
+    let before = home.json(["set", "show", "default"]);
+    for command in stops(&home).into_iter().chain([update]) {
+        for typed in ["no\n", "y\n", "\n"] {
+            let (said, code) = on_a_terminal(&home, &command, typed);
+            assert!(said.contains("vm.wd") && said.contains("Type yes to go on"), "{command:?}: {said}");
+            assert!(said.contains("not confirmed; nothing was done"), "{command:?} {typed:?}: {said}");
+            assert_eq!(code, Some(1), "{command:?} {typed:?}");
+        }
+        home.wrapdisk(["check", "vm.wd"]).ok();
+        assert_eq!(home.json(["set", "show", "default"]), before, "{command:?}");
+    }
+    let disable = ["key", "disable", "disk-kek"].map(str::to_owned);
+    let (said, code) = on_a_terminal(&home, &disable, "yes\n");
+    assert_eq!(code, Some(0), "{said}");
+    home.wrapdisk(["check", "vm.wd"]).fails(3);
 }
 
 #[test]
