@@ -86,7 +86,7 @@
 //! 2. Two writes to parts of one sector never lose either part.
 //! 3. Nothing is decrypted with a key that failed the digest, or whose container failed the MAC ([`luks2::Header::verify`]).
 //! 4. The plaintext of a key exists behind the gate only, in memory that is locked where the limit allows and left out of
-//!    dumps, and is gone when the gate closes.
+//!    dumps, and is gone when the gate closes; no vector register keeps any of it after a call.
 //! 5. At every crash point of a header commit the container opens with the old or the new header.
 //! 6. One writer per container: a lock on the backing file for as long as it is mounted.
 //! 7. A length or offset from a file, a header or the kernel is checked before arithmetic: [`units`].

@@ -61,10 +61,14 @@ impl Asker {
         if self.0 == 0 {
             return false;
         }
-        match std::fs::read_to_string(format!("/proc/{}/stat", self.0)) {
-            Ok(stat) => is_ending(&stat),
-            Err(e) => e.kind() == std::io::ErrorKind::NotFound,
-        }
+        std::fs::read_to_string(format!("/proc/{}/stat", self.0))
+            .map_or_else(|_| self.is_gone(), |stat| is_ending(&stat))
+    }
+
+    /// There is no such thread: /proc may also hide those of other users (`hidepid`).
+    fn is_gone(self) -> bool {
+        let pid = i32::try_from(self.0).map(nix::unistd::Pid::from_raw);
+        pid.is_ok_and(|pid| nix::sys::signal::kill(pid, None) == Err(nix::Error::ESRCH))
     }
 }
 
@@ -211,7 +215,7 @@ mod tests {
     fn a_thread_that_is_gone_is_dying_and_this_one_is_not() {
         assert!(!Asker(std::process::id()).is_dying());
         assert!(!Asker(0).is_dying());
-        assert!(Asker(u32::MAX).is_dying());
+        assert!(Asker(i32::MAX.cast_unsigned()).is_dying());
         // A name may hold anything.
         let stat = |flags: u64, pending: u64| {
             format!("7 (a) 1 4 (b) D 1 1 1 0 -1 {flags} {} {pending} 0", "0 ".repeat(21))
