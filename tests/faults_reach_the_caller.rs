@@ -255,6 +255,12 @@ fn a_disk_that_loses_what_it_accepted_is_found_by_fsync_and_not_believed_again()
     // The kernel has told it once and would now say yes.
     File::open(home.path("fs/vm.wd")).unwrap().sync_all().unwrap();
     assert_eq!(errno(user.sync_all()), libc::EIO);
+    // Nor is a header written to it.
+    let tokens = home.json(["info", "fs/vm.wd"])["tokens"].clone();
+    home.wrapdisk(["key", "rotate", "disk-kek"]).ok();
+    let said = home.wrapdisk(["set", "rotate", "default"]).fails(1);
+    assert!(said.contains("an earlier write failed"), "{said}");
+    assert_eq!(home.json(["info", "fs/vm.wd"])["tokens"], tokens);
     drop(user);
     mount.unmount();
     fs.unmount();

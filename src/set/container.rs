@@ -13,7 +13,7 @@ use super::rewrap::Place;
 use crate::error::Result;
 use crate::luks2::Header;
 use crate::store::{BackingStore, FileStore, LatchedStore};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{Mutex, MutexGuard, lock};
 
 /// See the module's header.
 #[derive(Debug)]
@@ -23,17 +23,18 @@ pub struct MountedContainer {
     header: Mutex<Header>,
     read_only: bool,
     turn: Mutex<()>,
-    /// Everything that was in the page cache when it was mounted is durable.
-    synced: AtomicBool,
 }
 
 impl MountedContainer {
     /// Of a container that this process has locked.
     #[must_use]
     pub fn new(path: PathBuf, store: Arc<LatchedStore<FileStore>>, header: Header, read_only: bool) -> Self {
-        // Now, when nothing waits for it.
-        let synced = AtomicBool::new(!read_only && store.sync().is_ok());
-        Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()), synced }
+        // What a killed process left of a header in the page cache must be durable before a copy is torn; now, when nothing
+        // waits for it. A failure is latched, and refuses every commit.
+        if !read_only && let Err(e) = store.sync() {
+            log::error!("{}", e.at(&path).chain());
+        }
+        Self { path, store, header: Mutex::new(header), read_only, turn: Mutex::new(()) }
     }
 
     /// 36 characters; no change of the header changes it.
@@ -92,14 +93,17 @@ impl MountedContainer {
 
 impl Place for MountedContainer {
     fn locked(&self, commit: &mut dyn FnMut(&dyn BackingStore) -> Result<()>) -> Result<()> {
+        let store = self.store.inner();
         if self.read_only {
-            return commit(self.store.inner().lock_header()?.store());
+            return commit(store.lock_header()?.store());
         }
-        // What a killed process left of a header in the page cache must be durable before a copy is torn. Through the latch: a
-        // failed write-back of data that this sync hears of must not be forgotten.
-        if !self.synced.swap(true, Ordering::Relaxed) {
-            self.store.sync()?;
+        if store.is_block_device() {
+            // One that is claimed cannot be opened once more. Through the latch: a failed write-back of data that this sync
+            // hears of must not be forgotten.
+            let _lock = store.lock_header()?;
+            return commit(&*self.store);
         }
-        commit(self.store.inner().lock_header_in_use()?.store())
+        self.store.check()?;
+        commit(store.lock_header_in_use()?.store())
     }
 }

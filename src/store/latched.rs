@@ -42,6 +42,14 @@ impl<S: BackingStore> LatchedStore<S> {
         self.first_failure.get().cloned()
     }
 
+    /// For what goes to the same medium another way.
+    ///
+    /// # Errors
+    /// `Io` once latched, as every `sync`.
+    pub fn check(&self) -> Result<()> {
+        self.refusal().map_or(Ok(()), Err)
+    }
+
     fn refusal(&self) -> Option<Error> {
         let first = self.first_failure.get()?;
         Some(
@@ -92,7 +100,7 @@ impl<S: BackingStore> BackingStore for LatchedStore<S> {
         match before {
             Some(refusal) => Err(refusal),
             // Looked at once more: a write may have failed on another thread meanwhile.
-            None => now.and_then(|()| self.refusal().map_or(Ok(()), Err)),
+            None => now.and_then(|()| self.check()),
         }
     }
 

@@ -81,8 +81,7 @@ impl<'a> HeaderLock<'a> {
             Err(TurnTaken::WouldBlock) => return Err(busy()),
         };
         let target = match store.access() {
-            // A device that we have claimed cannot be claimed once more.
-            Access::ReadWrite if !ranged || store.is_block_device() => Target::Own(store),
+            Access::ReadWrite if !ranged => Target::Own(store),
             _ => Target::Reopened(Box::new(store.reopen_for_header(ranged)?)),
         };
         match set_ofd(target.store().file(), libc::F_WRLCK) {
